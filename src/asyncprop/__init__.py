@@ -1,0 +1,33 @@
+"""asyncprop: train any PyTorch model by asynchronous backpropagation.
+
+Names are loaded when first used, so that `asyncprop --help` need not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncprop.engine import BlockUpdate, Coupled, Decoupled, Engine, LayerUpdate, NonFiniteError, Snapshot
+    from asyncprop.trace import Statistics, Step
+
+__version__ = "0.1.0"
+
+_HOME = {
+    **dict.fromkeys(
+        ("BlockUpdate", "Coupled", "Decoupled", "Engine", "LayerUpdate", "NonFiniteError", "Snapshot"),
+        "asyncprop.engine",
+    ),
+    **dict.fromkeys(("Statistics", "Step"), "asyncprop.trace"),
+}
+
+__all__ = [  # noqa: RUF022
+    "Engine", "Decoupled", "Coupled", "LayerUpdate", "BlockUpdate", "NonFiniteError", "Snapshot", "Statistics", "Step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'asyncprop' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,158 @@
+"""CPU and CUDA behind one face: streams, thread settings, timing, and the hand-over of tensors between streams.
+
+Everything that differs between the two lives here; the engine calls the face and never asks which one it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+Stream = Any
+"""What a lane's work is queued on: a `torch.cuda.Stream`, or None on the CPU."""
+Mark = Any
+"""A point in a stream's time: seconds on the CPU, a recorded `torch.cuda.Event` on CUDA."""
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class Device(Protocol):
+    """What the engine needs of a device. Threads call it at the same time; implementations keep no state of a pass.
+
+    `results_are_ready` tells whether reading a loss costs nothing, as work is done when the call returns.
+    """
+
+    results_are_ready: bool
+
+    def prepare_thread(self, intraop_threads: int) -> None:
+        """Set what PyTorch keeps per thread: the number of intra-op threads, the current device, backward's thread."""
+
+    def new_stream(self) -> Stream:
+        """Make a stream for one lane."""
+
+    def use(self, stream: Stream) -> AbstractContextManager[Any]:
+        """Queue the work of the `with` block on `stream`."""
+
+    def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
+        """Let `stream` use tensors that the user's stream made: wait for them, and keep their memory until then."""
+
+    def finish(self, stream: Stream) -> None:
+        """Wait until all work of `stream` is done."""
+
+    def mark(self) -> Mark:
+        """Mark the current point in the current stream's time."""
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Seconds between two marks; both must lie before a `finish` of their stream."""
+
+
+class CpuDevice:
+    """The CPU: no streams, and work is done when the call returns."""
+
+    results_are_ready = True
+
+    def prepare_thread(self, intraop_threads: int) -> None:
+        """Set the intra-op threads: PyTorch keeps the number per thread, and a new thread starts with all cores."""
+        torch.set_num_threads(intraop_threads)
+
+    def new_stream(self) -> Stream:
+        """Return None: the CPU has no streams."""
+        return None
+
+    def use(self, stream: Stream) -> AbstractContextManager[Any]:
+        """Do nothing."""
+        return _NOTHING
+
+    def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
+        """Do nothing."""
+
+    def finish(self, stream: Stream) -> None:
+        """Do nothing."""
+
+    def mark(self) -> Mark:
+        """Return the clock."""
+        return time.perf_counter()
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Return the difference."""
+        return float(end - start)
+
+
+class CudaDevice:
+    """One CUDA device. Each lane has a stream of its own, which both its forward and its backward pass use in turn.
+
+    A backward op runs on the stream of its forward op, so a lane's pass is ordered by its stream alone. Lanes read and
+    write the shared parameters from different streams without events between them: that race is the algorithm.
+    """
+
+    results_are_ready = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare_thread(self, intraop_threads: int) -> None:
+        """Run this thread's backward passes on this thread: autograd's one thread per device would serialise lanes."""
+        torch.set_num_threads(intraop_threads)
+        torch.cuda.set_device(self.device)
+        torch.autograd.set_multithreading_enabled(False)
+
+    def new_stream(self) -> Stream:
+        """Make a stream on this device."""
+        return torch.cuda.Stream(self.device)
+
+    def use(self, stream: Stream) -> AbstractContextManager[Any]:
+        """Make `stream` current."""
+        context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+        return context
+
+    def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
+        """Order `stream` after the default stream, and tell the allocator that `stream` uses the tensors."""
+        stream.wait_stream(torch.cuda.default_stream(self.device))
+        for tensor in tensors:
+            if tensor.is_cuda:
+                tensor.record_stream(stream)
+
+    def finish(self, stream: Stream) -> None:
+        """Wait on the host; the GIL is released meanwhile."""
+        stream.synchronize()
+
+    def mark(self) -> Mark:
+        """Record a timing event on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Return the time between two recorded events."""
+        return float(start.elapsed_time(end)) / 1e3
+
+
+def device_of(parameters: list[torch.nn.Parameter]) -> Device:
+    """Return the device that holds all `parameters`; refuse a model that spans several, or one of another kind."""
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) != 1:
+        raise ValueError(f"model must be on one device (got {sorted(map(str, devices))}): move it with model.to(device)")
+    device = devices.pop()
+    if device.type == "cpu":
+        return CpuDevice()
+    if device.type == "cuda":
+        return CudaDevice(device)
+    raise ValueError(f"model must be on a cpu or cuda device (got {device}): move it with model.to('cpu')")
+
+
+def tensors_in(batch: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a batch: of a tensor, or of tuples, lists and mappings of them, in order."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from tensors_in(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors_in(value)
+    elif hasattr(batch, "__dict__"):
+        yield from tensors_in(vars(batch))

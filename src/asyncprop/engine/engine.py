@@ -1,0 +1,335 @@
+"""Engine: trains the user's model by asynchronous backpropagation (paper, Sec. 3, Alg. 1).
+
+One forward and two backward threads, three lanes; F3 is the forward pass of batch 3, b3.2 its backward pass through
+layer 2, and ! the moment at which that layer is stepped:
+
+    forward-0   |(1)F0 |(2)F1 |F2    |F3...       waits while every lane carries a pass (back-pressure)
+                        \\      \\      \\
+    backward-0   (3)    |b0.2!  b0.1!  b0.0! |b2.2!  b2.1! ...      (4) step a layer, (5) its version += 1
+    backward-1                 |b1.2!  b1.1!  b1.0! |b3.2! ...
+                                                    \\
+    the caller                                       (6) Step 0, Step 1, ... in the order of finishing
+
+    (1) Feed.take, Passes.forward   (2) a Pending goes through the Channel   (3) Passes.backward
+    (4) Stepper._write              (5) Versions.landed                      (6) Feed.finish, Engine.run
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from asyncprop.devices import Device, device_of
+from asyncprop.engine.channel import Channel
+from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
+from asyncprop.engine.compiled import Warmer
+from asyncprop.engine.feed import Feed
+from asyncprop.engine.lane import Lane, shares_storage
+from asyncprop.engine.layers import Layer, find_layers
+from asyncprop.engine.passes import LossFn, OnNonFinite, Passes
+from asyncprop.engine.turn import Turn
+from asyncprop.engine.update import BlockUpdate, LayerUpdate, Stepper, Unit, Update, units_of
+from asyncprop.engine.versions import Versions
+from asyncprop.engine.workers import GRACE_S, Coupled, Crew, Decoupled, Workers, intraop_threads
+from asyncprop.trace import Statistics, Step
+
+RUN_AHEAD = 16
+"""Batches that free running may finish, beyond those in flight, before the caller's loop has seen them."""
+
+_WORKERS: dict[str, Callable[[], Workers]] = {"decoupled": Decoupled, "coupled": Coupled}
+_UPDATES: dict[str, Callable[[], Update]] = {"layer": LayerUpdate, "block": BlockUpdate}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The model at one instant between backward passes: a copy of its `state_dict`, and each layer's version."""
+
+    model: dict[str, Tensor]
+    versions: dict[str, int]
+
+
+class Engine:
+    """Train `model` by asynchronous backpropagation, inside a `with` block.
+
+    Args:
+        model: any module that `copy.deepcopy` can copy, on one device. Passes run in copies of it over its storage
+            (lanes), so between runs it is the trained model. Attributes that are no tensors are not shared.
+        optimizer: any optimizer that steps from `.grad` with state per parameter. Each layer is stepped by it alone,
+            with its present hyper-parameters: schedulers on it work as ever.
+        loss_fn: `loss_fn(model, batch)` returns a scalar tensor, computed by the module that it is handed.
+            Put autocast inside it. Called by several threads at once.
+        workers: `Decoupled(forward, backward, lanes)` or `Coupled(workers)`; a string is short for its default.
+        update: `LayerUpdate(...)` or `BlockUpdate(...)`; `"layer"` or `"block"` for short.
+        turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time, takes the next only
+            when the caller asks for the next Step, and equals the plain PyTorch loop bit for bit. A `Turn` object
+            forces an order of reads and writes.
+        on_nonfinite: `"raise"` ends training at a loss that is not finite; `"skip"` drops that batch, which its Step
+            tells. On CUDA `"skip"` makes each backward pass wait for its loss.
+        telemetry: whether versions and staleness are noted (about 1 µs per layer and pass).
+        device: the face of the device; by default found from the model's parameters.
+
+    Raises:
+        ValueError: if something given cannot work; the line says what to do instead.
+
+    Example:
+        >>> with Engine(model, optimizer, lambda model, batch: loss(model(batch[0]), batch[1])) as engine:
+        ...     for step in engine.run(loader):
+        ...         print(step.loss, step.staleness)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        *,
+        workers: Workers | str = "decoupled",
+        update: Update | str = "layer",
+        turn: Literal["free", "lockstep"] | Turn = "free",
+        on_nonfinite: OnNonFinite = "raise",
+        telemetry: bool = True,
+        device: Device | None = None,
+    ) -> None:
+        check_model(model)
+        check_optimizer(optimizer, model)
+        check_loss_fn(loss_fn)
+        self._model, self._optimizer = model, optimizer
+        self._workers = _choose("workers", workers, _WORKERS)
+        self._update = _choose("update", update, _UPDATES)
+        if isinstance(turn, str) and turn not in ("free", "lockstep"):
+            raise ValueError(f"turn must be 'free', 'lockstep' or a Turn (got {turn!r})")
+        if on_nonfinite not in ("raise", "skip"):
+            raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
+        self._lockstep = turn == "lockstep"
+        self._turn = None if isinstance(turn, str) else turn
+        self._telemetry = telemetry
+        self._device = device or device_of(list(model.parameters()))
+        self._lane_count = 1 if self._lockstep else self._workers.lane_count
+        self._passes = Passes(
+            loss_fn,
+            self._device,
+            accumulate=self._update.accumulate,
+            on_nonfinite=on_nonfinite,
+            telemetry=telemetry,
+            check_graph=lambda losses: check_graph(losses, model),
+        )
+        self._stopping = threading.Event()
+        self._layers: tuple[Layer, ...] = find_layers(model, _trainable(model, optimizer), self._update.layers)
+        self._versions = Versions(self._lane_count, len(self._layers))
+        self._units: list[Unit] = []
+        self._lanes: list[Lane] = []
+        self._steppers: list[Stepper] = []
+        self._free: Channel[Lane] = Channel(self._lane_count)
+        self._warmer = Warmer(self._passes, self._lanes) if compiled_parts(model) else None
+        self._feed = Feed(self._prepare_batch)
+        self._crew: Crew | None = None
+        self._running = False
+
+    # ---- the block
+
+    def __enter__(self) -> Self:
+        if self._crew:
+            raise RuntimeError("an engine can be entered once: make another")
+        intraop = intraop_threads(self._workers, lockstep=self._lockstep)
+        self._crew = Crew(self._workers, self._feed, self._passes, self._free, self._steppers, intraop, self._fail)
+        self._crew.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """End all threads. Passes in flight are finished; what was submitted is finished too, unless on an error."""
+        try:
+            if kind is not None:
+                self._feed.cancel_submitted()
+            if not self._feed.failure:
+                self._feed.leave()
+            self._feed.close()
+        except BaseException as interrupt:  # a second Ctrl-C while passes in flight are being finished
+            self._fail(interrupt)
+            raise
+        finally:
+            self._close()
+        failure = self._feed.failure
+        if failure is not None and kind is None:
+            raise failure
+
+    # ---- training
+
+    def run(self, loader: Iterable[Any]) -> Iterator[Step]:
+        """Train on every batch of `loader`, and yield a Step as each finishes.
+
+        In free running training goes on while the caller's loop body runs (up to RUN_AHEAD batches ahead of it); in
+        lockstep it does not. When the iterator ends, all is drained, and the model and the optimizer are ordinary
+        objects. Leaving the loop early finishes the batches that were taken; no batch is left half used.
+
+        Raises:
+            RuntimeError: outside of the `with` block, or while another `run` is not finished.
+            BaseException: the first error of any thread, with its own traceback.
+        """
+        self._check_open()
+        if self._running:
+            raise RuntimeError("run() is already reading a loader: exhaust or close its iterator first")
+        self._running = True
+        try:
+            self._feed.hold()
+            self._refresh()
+            self._feed.start(iter(loader), lead=1 if self._lockstep else self._lane_count + RUN_AHEAD)
+            while (step := self._next_step()) is not None:
+                yield step
+                self._feed.allow_one_more()
+        finally:
+            self._running = False
+            self._feed.leave()
+
+    def submit(self, batch: Any) -> Future[Step]:
+        """Train on one batch; the future gives its Step, or raises what ended the engine.
+
+        Waits while as many batches wait as there are lanes. A future that is cancelled before its batch is taken
+        drops the batch.
+        """
+        self._check_open()
+        if self._running:
+            raise RuntimeError("run() is reading a loader: exhaust or close its iterator before submit()")
+        if self._feed.idle:
+            self._refresh()
+        return self._feed.submit(batch, room=self._lane_count)
+
+    def drain(self) -> None:
+        """Wait until every batch taken so far is finished; model and optimizer are then ordinary objects.
+
+        Inside a `run` loop the loader rests meanwhile, and goes on when this returns.
+        """
+        self._check_open()
+        self._feed.hold()
+
+    def snapshot(self) -> Snapshot:
+        """Copy the model's `state_dict` at an instant when no update is half done.
+
+        Training goes on: forward passes run as ever, and backward passes wait while those under way end and the
+        values are copied. Buffers that forward passes write (running statistics) are copied as they stand.
+        """
+        with self._passes.gate.shut():
+            state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+            versions = self._versions.all()
+        return Snapshot(state, {layer.name: version for layer, version in zip(self._layers, versions, strict=True)})
+
+    def statistics(self) -> Statistics:
+        """Return counts, staleness per layer, queue depth, and each thread's time, as of now."""
+        crew, tally = self._crew, self._feed.tally
+        return Statistics(
+            batches=tally.batches,
+            samples=tally.samples,
+            skipped=tally.skipped,
+            in_flight=self._feed.in_flight,
+            lanes=self._lane_count,
+            layers=tuple(layer.name for layer in self._layers),
+            versions=tuple(self._versions.all()),
+            staleness=tuple(self._versions.mean_staleness()),
+            mean_queue_depth=tally.queue_depth / max(1, tally.batches),
+            max_queue_depth=tally.max_queue_depth,
+            threads=tuple(clock.read() for clock in crew.clocks) if crew else (),
+        )
+
+    # ---- inside
+
+    def _check_open(self) -> None:
+        if self._feed.failure:
+            raise RuntimeError("the engine was ended by an error: make another") from self._feed.failure
+        if self._crew is None or self._stopping.is_set():
+            raise RuntimeError("the engine runs inside its with block only: with Engine(...) as engine: ...")
+
+    def _next_step(self) -> Step | None:
+        try:
+            return self._feed.next_step()
+        except BaseException as error:
+            if error is self._feed.failure:
+                self._close()
+            raise
+
+    def _refresh(self) -> None:
+        """Make the lanes; make them anew if the user has since moved, frozen, replaced or switched parts of the model."""
+        signature = _signature(self._optimizer)
+        trainable = _trainable(self._model, self._optimizer)
+        current = {name for layer in self._layers for name in layer.parameters}
+        if self._lanes and signature == self._signature and trainable == current:
+            if all(shares_storage(self._model, lane) for lane in self._lanes):
+                return
+        if trainable != current:
+            self._layers = find_layers(self._model, trainable, self._update.layers)
+            self._versions = Versions(self._lane_count, len(self._layers))
+        self._signature = signature
+        self._drop_lanes()
+        self._units = units_of(self._layers, self._update)
+        for index in range(self._lane_count):
+            self._add_lane(index)
+
+    def _add_lane(self, index: int) -> None:
+        lane = Lane(index, self._model, self._layers, self._versions, self._device)
+        if self._telemetry:
+            lane.watch_reads(self._turn)
+        versions = self._versions if self._telemetry else None
+        stepper = Stepper(lane, self._units, self._model, self._optimizer, versions, self._turn, self._stopping)
+        self._lanes.append(lane)
+        self._steppers.append(stepper)
+        self._free.put(lane)
+
+    def _drop_lanes(self) -> None:
+        for lane, stepper in zip(self._lanes, self._steppers, strict=True):
+            stepper.close()
+            lane.close()
+        self._steppers.clear()
+        self._lanes.clear()
+        while len(self._free):
+            self._free.get()
+
+    def _prepare_batch(self, batch: Any) -> None:
+        if self._warmer:
+            self._warmer.prepare(batch, self._feed)
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop all threads: they leave their passes at the next layer, and whatever they wait for raises."""
+        self._stopping.set()
+        self._feed.fail(error)
+        self._free.close(discard=True)
+        self._passes.gate.stop()
+        if self._turn:
+            self._turn.stop()
+        if self._crew:
+            self._crew.pendings.close(discard=True)
+
+    def _close(self) -> None:
+        failure = self._feed.failure
+        crew = self._crew
+        if crew and (left := crew.join(GRACE_S if failure else None)):
+            note = f"still inside the user's code, and ending with it: {', '.join(left)}"
+            if failure is not None:
+                failure.add_note(note)
+        self._stopping.set()
+        self._drop_lanes()
+
+
+def _choose(axis: str, given: Any, known: dict[str, Callable[[], Any]]) -> Any:
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise ValueError(f"{axis} must be one of {', '.join(known)} or an object of that kind (got {given!r})")
+    return known[given]()
+
+
+def _trainable(model: nn.Module, optimizer: Optimizer) -> set[str]:
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name for name, p in model.named_parameters() if p.requires_grad and id(p) in stepped}
+
+
+def _signature(optimizer: Optimizer) -> tuple[Any, ...]:
+    """What an OptimizerView depends on: changed by add_param_group and load_state_dict."""
+    groups = tuple(tuple(id(parameter) for parameter in group["params"]) for group in optimizer.param_groups)
+    return (id(optimizer.state), groups)

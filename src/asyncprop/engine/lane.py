@@ -1,0 +1,147 @@
+"""Lane: the model again, over the same storage, with autograd leaves, gradients and a stream of its own.
+
+A lane carries one batch at a time. Two passes through *one* module would mix their gradients; two lanes cannot, and
+yet each sees what the other writes, since `parameter.data` shares the storage but not the version counter that would
+make autograd refuse a backward pass whose weights have moved on.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from asyncprop.devices import Device
+from asyncprop.engine.checks import compiled_parts
+from asyncprop.engine.layers import Layer
+from asyncprop.engine.turn import Turn
+from asyncprop.engine.versions import Versions
+
+
+class Lane:
+    """One copy of the model over the user's storage, and what the pass in it has read.
+
+    Attributes:
+        module: what `loss_fn` is handed.
+        leaves: the lane's parameter for each name of `model.named_parameters()`.
+        read: the version of each layer that the current pass read.
+    """
+
+    def __init__(self, index: int, model: nn.Module, layers: tuple[Layer, ...], versions: Versions, device: Device) -> None:
+        self.index = index
+        self.layers = layers
+        self.stream = device.new_stream()
+        with device.use(self.stream):  # a leaf remembers the stream that was current at its creation
+            self.module = share_storage(model, {name for layer in layers for name in layer.parameters})
+        self.leaves = dict(self.module.named_parameters())
+        self.read = [0] * len(layers)
+        self._unread = bytearray(len(layers))
+        self._batch = 0
+        self._versions = versions
+        self._handles: list[Any] = []
+        self._buffers = [
+            (module, name, buffer)
+            for module in self.module.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def watch_reads(self, turn: Turn | None) -> None:
+        """Note each layer's version when the pass first calls one of its modules, not when the pass begins.
+
+        A compiled module is left alone (a hook that counts would be traced into it): its layers count as read when
+        the pass begins, and so do layers whose modules are never called (a tied weight used as a plain tensor).
+        """
+        compiled = {inner for outer in compiled_parts(self.module) for inner in outer.modules()}
+        for layer in self.layers:
+            for name in layer.modules:
+                module = self.module.get_submodule(name)
+                if module not in compiled:
+                    self._handles.append(module.register_forward_pre_hook(self._noting(layer.index, turn)))
+
+    def begin(self, batch: int) -> None:
+        """Start a pass: every layer counts as read now, until its module is called."""
+        self._batch = batch
+        self.read = self._versions.all()
+        self._unread = bytearray(b"\1") * len(self.layers)
+
+    def keep_buffers_shared(self) -> None:
+        """Write a buffer that the pass replaced (`self.b = new`) into the shared storage, and share it again."""
+        for module, name, buffer in self._buffers:
+            now = module._buffers[name]
+            if now is not buffer:
+                if now is not None:
+                    buffer.copy_(now.detach())
+                module._buffers[name] = buffer
+
+    def close(self) -> None:
+        """Take the hooks off and drop what gradients are left, so that nothing refers to the lane any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for leaf in self.leaves.values():
+            leaf.grad = None
+
+    def _noting(self, layer: int, turn: Turn | None) -> Any:
+        def note(module: nn.Module, args: Any) -> None:
+            if not self._unread[layer]:
+                return
+            self._unread[layer] = 0
+            if turn is None:
+                self.read[layer] = self._versions.of(layer)
+            else:
+                with turn.at(self._batch, "read", layer):
+                    self.read[layer] = self._versions.of(layer)
+
+        return note
+
+
+def share_storage(model: nn.Module, trainable: set[str]) -> nn.Module:
+    """Copy `model` so that parameters and buffers keep their storage, and tied ones stay tied.
+
+    Args:
+        model: any module that `copy.deepcopy` can copy.
+        trainable: names of the parameters that get gradients in the copy; the others are frozen there.
+
+    Raises:
+        ValueError: if the module cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        memo[id(parameter)] = _leaf_over(parameter, requires_grad=name in trainable)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.data
+    for module in compiled_parts(model):  # the compiler's context is shared: each lane is compiled by it
+        memo[id(module.dynamo_ctx)] = module.dynamo_ctx
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model must be one that copy.deepcopy can copy ({type(model).__name__}: {str(error).splitlines()[0]}): "
+            "keep only parameters, buffers and plain values as its attributes"
+        ) from error
+
+
+def _leaf_over(parameter: nn.Parameter, *, requires_grad: bool) -> nn.Parameter:
+    leaf = nn.Parameter(parameter.data, requires_grad=requires_grad)
+    leaf.__dict__.update(parameter.__dict__)
+    if requires_grad:
+        for hook in (parameter._backward_hooks or {}).values():
+            leaf.register_hook(hook)
+    return leaf
+
+
+def shares_storage(model: nn.Module, lane: Lane) -> bool:
+    """Tell whether the lane still lies over the model's storage and has its modes (train/eval, requires_grad)."""
+    trainable = {name for layer in lane.layers for name in layer.parameters}
+    pairs = zip(model.named_parameters(), lane.module.parameters(), strict=False)
+    buffers = zip(model.buffers(), lane.module.buffers(), strict=False)
+    modes = zip(model.modules(), lane.module.modules(), strict=False)
+    return (
+        all(p.data_ptr() == leaf.data_ptr() and leaf.requires_grad == (n in trainable) for (n, p), leaf in pairs)
+        and all(theirs.data_ptr() == ours.data_ptr() for theirs, ours in buffers)
+        and all(theirs.training == ours.training for theirs, ours in modes)
+    )
+

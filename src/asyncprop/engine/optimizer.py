@@ -1,0 +1,92 @@
+"""OptimizerView: the user's own optimizer, stepping some of a lane's leaves instead of the user's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+Leaf = tuple[nn.Parameter, nn.Parameter]
+"""A parameter of the user's model, and the lane's leaf over the same storage."""
+
+
+class _SharedState(dict[nn.Parameter, Any]):
+    """State by leaf that *is* the user's state by parameter; made, where missing, in the user's optimizer."""
+
+    def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf]) -> None:
+        super().__init__({leaf: optimizer.state[p] for p, leaf in leaves if p in optimizer.state})
+        self._optimizer = optimizer
+        self._parameter_of = {leaf: parameter for parameter, leaf in leaves}
+
+    def __missing__(self, leaf: nn.Parameter) -> Any:
+        state = self._optimizer.state[self._parameter_of[leaf]]
+        super().__setitem__(leaf, state)
+        return state
+
+    def __setitem__(self, leaf: nn.Parameter, state: Any) -> None:
+        self._optimizer.state[self._parameter_of[leaf]] = state
+        super().__setitem__(leaf, state)
+
+
+class OptimizerView:
+    """A shallow copy of the user's optimizer over `leaves`.
+
+    Hyper-parameters are read from the user's param groups at each step, so schedulers keep working; the state of a
+    leaf is the user's state of its parameter, so `optimizer.state_dict()` stays true.
+
+    Args:
+        optimizer: the user's; any whose state is kept per parameter.
+        leaves: the parameters that this view steps, with the leaves that carry their gradients.
+        whole: whether `leaves` are all that the optimizer steps. Only then may it keep state in its param groups
+            (as Prodigy or schedule-free optimizers do): a part must not move the state of the whole.
+    """
+
+    def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf], *, whole: bool) -> None:
+        self._optimizer = optimizer
+        self._whole = whole
+        self._groups = _group_leaves(optimizer, leaves)
+        self._view = object.__new__(type(optimizer))
+        # A scheduler replaces `step` on the user's object by one bound to that object: the view must not inherit it.
+        self._view.__dict__.update({k: v for k, v in vars(optimizer).items() if k != "step"})
+        self._view.state = _SharedState(optimizer, leaves)
+        self._view.param_groups = [{} for _ in self._groups]
+        self._step = type(optimizer).step
+        self._checks_left = 2  # an optimizer that writes its groups does so at its first or second step
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step every leaf that has a gradient, in place, with whatever hyper-parameters hold now."""
+        for own, (index, leaves) in zip(self._view.param_groups, self._groups, strict=True):
+            own.update(self._optimizer.param_groups[index])
+            own["params"] = leaves
+        self._step(self._view)  # type: ignore[call-arg]
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # what torch's schedulers look at
+        if self._whole or self._checks_left:
+            self._checks_left -= 1
+            self._write_back()
+
+    def _write_back(self) -> None:
+        for own, (index, _) in zip(self._view.param_groups, self._groups, strict=True):
+            users = self._optimizer.param_groups[index]
+            for key, value in own.items():
+                if key == "params" or users.get(key) is value:
+                    continue
+                if not self._whole:
+                    raise ValueError(
+                        f"optimizer must keep its state per parameter to be stepped layer by layer "
+                        f"({type(self._optimizer).__name__} writes {key!r} of its param group): use update='block'"
+                    )
+                users[key] = value
+
+
+def _group_leaves(optimizer: Optimizer, leaves: Sequence[Leaf]) -> list[tuple[int, list[nn.Parameter]]]:
+    """Return (index of the user's param group, leaves in it) for each group that has any, in the user's order."""
+    leaf_of = {id(parameter): leaf for parameter, leaf in leaves}
+    groups = [
+        (index, [leaf_of[id(parameter)] for parameter in group["params"] if id(parameter) in leaf_of])
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+    return [(index, members) for index, members in groups if members]

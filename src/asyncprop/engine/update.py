@@ -1,0 +1,227 @@
+"""Update: when a gradient lands. LayerUpdate steps each layer the instant its gradient is ready; BlockUpdate steps
+all of them when the backward pass ends (paper, Sec. 3.2 and 3.4)."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from asyncprop.engine.lane import Lane
+from asyncprop.engine.layers import Layer
+from asyncprop.engine.optimizer import OptimizerView
+from asyncprop.engine.turn import Turn
+from asyncprop.engine.versions import Versions
+
+Write = Literal["lock-free", "locked"]
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient norm is not a finite number."""
+
+
+class Stopping(Exception):  # noqa: N818 (not an error: the engine is being stopped)
+    """Raised inside a pass to end it early, because another thread has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUpdate:
+    """Step each layer the instant the backward pass has its whole gradient (Async LU, paper Alg. 1).
+
+    Args:
+        layers: what is stepped together: `"module"`, `"parameter"`, or module-name prefixes (see `find_layers`).
+        write: `"lock-free"` lets passes write a layer at the same time, so an update can be lost in part;
+            `"locked"` takes one lock per layer: no lost update, at the price of waiting.
+        max_norm: clip the gradient that is stepped together (here: of a layer) to this 2-norm; None for no clipping.
+        accumulate: how many losses `loss_fn` returns for a batch. Their gradients are summed into one step, which
+            happens in the last loss's backward pass.
+    """
+
+    layers: str | Sequence[str] = "module"
+    write: Write = "lock-free"
+    max_norm: float | None = None
+    accumulate: int = 1
+    by_layer = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockUpdate:
+    """Step all layers together when the backward pass ends (Async BU, Hogwild!).
+
+    Args are those of `LayerUpdate`; `layers` only says by what staleness is told, `max_norm` is of the whole
+    gradient, and `"locked"` takes one lock for all.
+    """
+
+    layers: str | Sequence[str] = "module"
+    write: Write = "lock-free"
+    max_norm: float | None = None
+    accumulate: int = 1
+    by_layer = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+Update = LayerUpdate | BlockUpdate
+
+
+def _check(update: Update) -> None:
+    if update.write not in ("lock-free", "locked"):
+        raise ValueError(f"write must be 'lock-free' or 'locked' (got {update.write!r})")
+    if update.max_norm is not None and not 0 < update.max_norm < math.inf:
+        raise ValueError(f"max_norm must be a positive number (got {update.max_norm}): leave it out for no clipping")
+    if update.accumulate < 1:
+        raise ValueError(f"accumulate must be >= 1 (got {update.accumulate}): it is the number of losses per batch")
+
+
+class Unit:
+    """What all lanes share of the layers that are stepped together: the lock, and which parameters have state."""
+
+    def __init__(self, layers: Sequence[Layer], update: Update) -> None:
+        self.layers = tuple(layers)
+        self.update = update
+        self.lock = threading.Lock()
+        self.stateless = {name for layer in layers for name in layer.parameters}
+
+    def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
+        """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
+        if self.update.write == "locked":
+            return True
+        return bool(self.stateless) and any(name in self.stateless for name in names_with_gradient)
+
+
+def units_of(layers: Sequence[Layer], update: Update) -> list[Unit]:
+    """Return one unit per layer for LayerUpdate, one for all layers for BlockUpdate."""
+    return [Unit([layer], update) for layer in layers] if update.by_layer else [Unit(layers, update)]
+
+
+class LaneUnit:
+    """A unit in one lane: its leaves, the optimizer's view of them, and how many gradients have yet to come."""
+
+    def __init__(self, lane: Lane, unit: Unit, model: nn.Module, optimizer: Optimizer, *, whole: bool) -> None:
+        self.unit = unit
+        self.names = [name for layer in unit.layers for name in layer.parameters]
+        self.leaves = [lane.leaves[name] for name in self.names]
+        parameters = dict(model.named_parameters())
+        pairs = [(parameters[name], lane.leaves[name]) for name in self.names]
+        self.view = OptimizerView(optimizer, pairs, whole=whole)
+        self.missing = 0
+
+
+class Stepper:
+    """Steps one lane's layers as the pass in it produces their gradients, and notes how stale each step was.
+
+    `staleness` has the staleness of each layer's update in the current pass; -1 for a layer that was not updated.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        units: Sequence[Unit],
+        model: nn.Module,
+        optimizer: Optimizer,
+        versions: Versions | None,
+        turn: Turn | None,
+        stopping: threading.Event,
+    ) -> None:
+        self.lane = lane
+        self.units = [LaneUnit(lane, unit, model, optimizer, whole=len(units) == 1) for unit in units]
+        self.staleness: list[int] = []
+        self._batch = 0
+        self._stepping = False
+        self._versions = versions
+        self._turn = turn
+        self._stopping = stopping
+        self._handles = [
+            leaf.register_post_accumulate_grad_hook(self._arrival_in(unit))
+            for unit in self.units
+            for leaf in unit.leaves
+            if unit.unit.update.by_layer
+        ]
+
+    def begin(self, batch: int) -> None:
+        """Start the backward pass of a batch: its gradients are gathered, and nothing is stepped yet."""
+        self._batch = batch
+        self._stepping = False
+        self.staleness = [-1] * len(self.lane.layers) if self._versions else []
+
+    def begin_last_loss(self) -> None:
+        """Step each layer from now on as soon as all its gradients have come."""
+        self._stepping = True
+        for unit in self.units:
+            unit.missing = len(unit.leaves)
+
+    def finish(self) -> None:
+        """Step what has a gradient and has not been stepped: all layers of a block, and layers used in part."""
+        for unit in reversed(self.units):
+            self._step(unit)
+
+    def close(self) -> None:
+        """Take the hooks off, so that nothing refers to the lane any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.units.clear()
+
+    def _arrival_in(self, unit: LaneUnit):  # type: ignore[no-untyped-def]  # torch types the hook's argument itself
+        def arrived(leaf: torch.Tensor) -> None:
+            if self._stopping.is_set():
+                raise Stopping
+            unit.missing -= 1
+            if self._stepping and unit.missing == 0:
+                self._step(unit)
+
+        return arrived
+
+    def _step(self, unit: LaneUnit) -> None:
+        with_gradient = [name for name, leaf in zip(unit.names, unit.leaves, strict=True) if leaf.grad is not None]
+        if not with_gradient:
+            return
+        if unit.unit.update.max_norm is not None:
+            self._clip(unit)
+        if self._turn is None:
+            self._write(unit, with_gradient)
+        else:
+            with self._turn.at(self._batch, "write", unit.unit.layers[0].index):
+                self._write(unit, with_gradient)
+        for leaf in unit.leaves:
+            leaf.grad = None
+
+    def _clip(self, unit: LaneUnit) -> None:
+        norm = nn.utils.clip_grad_norm_(unit.leaves, unit.unit.update.max_norm or math.inf)
+        if not math.isfinite(norm):
+            names = ", ".join(layer.name for layer in unit.unit.layers)
+            raise NonFiniteError(f"the gradient norm of layer {names} is {float(norm)} in batch {self._batch}")
+
+    def _write(self, unit: LaneUnit, names: Sequence[str]) -> None:
+        """Write the parameters; the one place where passes meet in shared memory.
+
+        Guarantees: a parameter's optimizer state is made by one thread alone; with `write="locked"` so is every
+        update. Assumes: the leaf's storage is the user's parameter's. The race that is wanted, when lock-free: two
+        passes may read and write the same floats at once; then some of one update's increments are lost, or land on
+        a momentum that the other is half through. And forward passes read while this writes (paper, Sec. 3.2).
+        """
+        if unit.unit.must_lock(names):
+            with unit.unit.lock:
+                unit.view.step()
+                unit.unit.stateless.difference_update(names)
+        else:
+            unit.view.step()
+        if self._versions:
+            self._note(unit)
+
+    def _note(self, unit: LaneUnit) -> None:
+        assert self._versions
+        for layer in unit.unit.layers:
+            age = self._versions.of(layer.index) - self.lane.read[layer.index]
+            self.staleness[layer.index] = age
+            self._versions.landed(self.lane.index, layer.index, age)

@@ -1,0 +1,80 @@
+"""SequentialLoop: the plain PyTorch loop, with the face of a trainer. It is the baseline, and lockstep's twin."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+from torch.optim import Optimizer
+
+from asyncprop.engine.passes import LossFn, NonFiniteError, batch_size
+from asyncprop.trace import Statistics, Step, ThreadTime
+
+
+class SequentialLoop:
+    """Forward, backward, step; one batch after the other on the caller's thread, with the caller's intra-op threads."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn) -> None:
+        self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
+        self._batches = self._samples = 0
+        self._worked_s = 0.0
+        self._born = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._optimizer.zero_grad()
+
+    def run(self, loader: Iterable[Any]) -> Iterator[Step]:
+        """Train on every batch of `loader` and yield its Step."""
+        for batch in loader:
+            yield self._train_on(batch)
+
+    def statistics(self) -> Statistics:
+        """Return counts and times; every layer's version is the number of batches, and nothing is stale."""
+        layers = tuple(name for name, module in self._model.named_modules() if list(module.parameters(recurse=False)))
+        life = time.perf_counter() - self._born
+        return Statistics(
+            batches=self._batches,
+            samples=self._samples,
+            skipped=0,
+            in_flight=0,
+            lanes=1,
+            layers=layers,
+            versions=(self._batches,) * len(layers),
+            staleness=(0.0,) * len(layers),
+            mean_queue_depth=0.0,
+            max_queue_depth=0,
+            threads=(ThreadTime("loop", self._worked_s, life - self._worked_s),),
+        )
+
+    def _train_on(self, batch: Any) -> Step:
+        start = time.perf_counter()
+        self._optimizer.zero_grad()
+        result = self._loss_fn(self._model, batch)
+        losses = list(result) if isinstance(result, list | tuple) else [result]
+        between = time.perf_counter()
+        value = sum(loss.item() for loss in losses)
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the loss of batch {self._batches} is {value}: lower the learning rate")
+        for loss in losses:
+            loss.backward(retain_graph=loss is not losses[-1])
+        self._optimizer.step()
+        end = time.perf_counter()
+        step = Step(
+            index=self._batches,
+            loss=value,
+            batch_size=batch_size(batch),
+            forward_s=between - start,
+            backward_s=end - between,
+            waited_s=0.0,
+        )
+        self._batches += 1
+        self._samples += step.batch_size
+        self._worked_s += end - start
+        return step
