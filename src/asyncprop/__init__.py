@@ -23,7 +23,15 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022
-    "Engine", "Decoupled", "Coupled", "LayerUpdate", "BlockUpdate", "NonFiniteError", "Snapshot", "Statistics", "Step",
+    "Engine",
+    "Decoupled",
+    "Coupled",
+    "LayerUpdate",
+    "BlockUpdate",
+    "NonFiniteError",
+    "Snapshot",
+    "Statistics",
+    "Step",
 ]
 
 

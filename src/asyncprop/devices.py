@@ -102,7 +102,7 @@ class CudaDevice:
 
     def new_stream(self) -> Stream:
         """Make a stream on this device."""
-        return torch.cuda.Stream(self.device)
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Make `stream` current."""
@@ -122,7 +122,7 @@ class CudaDevice:
 
     def mark(self) -> Mark:
         """Record a timing event on the current stream."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -135,7 +135,9 @@ def device_of(parameters: list[torch.nn.Parameter]) -> Device:
     """Return the device that holds all `parameters`; refuse a model that spans several, or one of another kind."""
     devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
-        raise ValueError(f"model must be on one device (got {sorted(map(str, devices))}): move it with model.to(device)")
+        raise ValueError(
+            f"model must be on one device (got {sorted(map(str, devices))}): move it with model.to(device)"
+        )
     device = devices.pop()
     if device.type == "cpu":
         return CpuDevice()

@@ -44,7 +44,7 @@ def _check_parameters(model: nn.Module) -> None:
             raise ValueError(f"model must hold data ({name!r} is on the meta device): materialise it before")
         if _is_a(parameter.data, "DTensor"):
             raise ValueError(f"model must not be sharded ({name!r} is a DTensor): pass the model before sharding it")
-        if parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+        if parameter._post_accumulate_grad_hooks:
             raise ValueError(
                 f"model must have no post-accumulate-grad hooks ({name!r} has one): the engine steps each layer itself"
             )
@@ -57,9 +57,13 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
     kind = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(f"optimizer must step without a closure (got {kind}): use SGD, Adam or another first-order one")
+        raise ValueError(
+            f"optimizer must step without a closure (got {kind}): use SGD, Adam or another first-order one"
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(f"optimizer must step without a closure (got {kind}): use SGD, Adam or another first-order one")
+        raise ValueError(
+            f"optimizer must step without a closure (got {kind}): use SGD, Adam or another first-order one"
+        )
     known = {id(parameter) for parameter in model.parameters()}
     steps = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if foreign := sum(id(parameter) not in known for parameter in steps):

@@ -1,13 +1,13 @@
-"""Engine: trains the user's model by asynchronous backpropagation (paper, Sec. 3, Alg. 1).
+r"""Engine: trains the user's model by asynchronous backpropagation (paper, Sec. 3, Alg. 1).
 
 One forward and two backward threads, three lanes; F3 is the forward pass of batch 3, b3.2 its backward pass through
 layer 2, and ! the moment at which that layer is stepped:
 
     forward-0   |(1)F0 |(2)F1 |F2    |F3...       waits while every lane carries a pass (back-pressure)
-                        \\      \\      \\
+                        \      \      \
     backward-0   (3)    |b0.2!  b0.1!  b0.0! |b2.2!  b2.1! ...      (4) step a layer, (5) its version += 1
     backward-1                 |b1.2!  b1.1!  b1.0! |b3.2! ...
-                                                    \\
+                                                    \
     the caller                                       (6) Step 0, Step 1, ... in the order of finishing
 
     (1) Feed.take, Passes.forward   (2) a Pending goes through the Channel   (3) Passes.backward
@@ -19,12 +19,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -125,6 +123,7 @@ class Engine:
         self._stopping = threading.Event()
         self._layers: tuple[Layer, ...] = find_layers(model, _trainable(model, optimizer), self._update.layers)
         self._versions = Versions(self._lane_count, len(self._layers))
+        self._signature: tuple[Any, ...] | None = None
         self._units: list[Unit] = []
         self._lanes: list[Lane] = []
         self._steppers: list[Stepper] = []
@@ -205,7 +204,7 @@ class Engine:
     def drain(self) -> None:
         """Wait until every batch taken so far is finished; model and optimizer are then ordinary objects.
 
-        Inside a `run` loop the loader rests meanwhile, and goes on when this returns.
+        Inside a `run` loop the loader rests until the loop asks for its next Step.
         """
         self._check_open()
         self._feed.hold()
@@ -255,13 +254,13 @@ class Engine:
             raise
 
     def _refresh(self) -> None:
-        """Make the lanes; make them anew if the user has since moved, frozen, replaced or switched parts of the model."""
+        """Make the lanes, and make them anew if the user has since moved, frozen or switched parts of the model."""
         signature = _signature(self._optimizer)
         trainable = _trainable(self._model, self._optimizer)
         current = {name for layer in self._layers for name in layer.parameters}
-        if self._lanes and signature == self._signature and trainable == current:
-            if all(shares_storage(self._model, lane) for lane in self._lanes):
-                return
+        unchanged = signature == self._signature and trainable == current
+        if unchanged and all(shares_storage(self._model, lane) for lane in self._lanes):
+            return
         if trainable != current:
             self._layers = find_layers(self._model, trainable, self._update.layers)
             self._versions = Versions(self._lane_count, len(self._layers))

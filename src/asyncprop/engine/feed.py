@@ -60,6 +60,7 @@ class Feed:
         self._front = threading.Lock()  # held by the thread that is next to take: loaders are not thread-safe
         self._iterator: Iterator[Any] | None = None
         self._lead = 0  # batches that may be taken from the loader before the caller asks for another Step
+        self._resting = False  # whether the caller wants nothing taken from the loader
         self._taking = False  # whether a thread is inside the loader
         self._submitted: deque[Work] = deque()
         self._out: set[Work] = set()
@@ -89,6 +90,8 @@ class Feed:
     def next_step(self) -> Step | None:
         """Wait for the loader's next finished batch; None when there is no more. Raise the failure, if any."""
         with self._changed:
+            self._resting = False
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self.failure or self._finished or self.idle)
             if self.failure:
                 raise self.failure
@@ -113,12 +116,10 @@ class Feed:
         return work.future
 
     def hold(self) -> None:
-        """Take no more from the loader for now, and wait until all that was taken or submitted is finished."""
+        """Take no more from the loader until `next_step`, and wait until all that was taken or submitted is finished."""
         with self._changed:
-            lead, self._lead = self._lead, 0
+            self._resting = True
             self._changed.wait_for(lambda: self.failure or not (self._out or self._submitted or self._taking))
-            self._lead += lead
-            self._changed.notify_all()
             if self.failure:
                 raise self.failure
 
@@ -191,7 +192,7 @@ class Feed:
         """Wait until there is something to take; return it if it was submitted, None if it is the loader's turn."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._closed or self._submitted or (self._iterator and self._lead > 0))
+                self._changed.wait_for(lambda: self._closed or self._submitted or self._may_enter_loader())
                 if self._closed:
                     raise Closed
                 if not self._submitted:
@@ -217,6 +218,9 @@ class Feed:
         with self._changed:
             self._taking = False
             return self._hand_out(Work(batch))
+
+    def _may_enter_loader(self) -> bool:
+        return self._iterator is not None and self._lead > 0 and not self._resting
 
     def _hand_out(self, work: Work) -> Work:
         work.index = self._taken

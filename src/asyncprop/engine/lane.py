@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from asyncprop.devices import Device
@@ -29,7 +28,9 @@ class Lane:
         read: the version of each layer that the current pass read.
     """
 
-    def __init__(self, index: int, model: nn.Module, layers: tuple[Layer, ...], versions: Versions, device: Device) -> None:
+    def __init__(
+        self, index: int, model: nn.Module, layers: tuple[Layer, ...], versions: Versions, device: Device
+    ) -> None:
         self.index = index
         self.layers = layers
         self.stream = device.new_stream()
@@ -129,7 +130,7 @@ def _leaf_over(parameter: nn.Parameter, *, requires_grad: bool) -> nn.Parameter:
     leaf.__dict__.update(parameter.__dict__)
     if requires_grad:
         for hook in (parameter._backward_hooks or {}).values():
-            leaf.register_hook(hook)
+            leaf.register_hook(hook)  # type: ignore[no-untyped-call]
     return leaf
 
 
@@ -144,4 +145,3 @@ def shares_storage(model: nn.Module, lane: Lane) -> bool:
         and all(theirs.data_ptr() == ours.data_ptr() for theirs, ours in buffers)
         and all(theirs.training == ours.training for theirs, ours in modes)
     )
-

@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Names of the `parameters` stepped together, and of the `modules` that read them; `index` counts from the input."""
+    """Names of the `parameters` stepped together and of the `modules` that read them; `index` counts from the input."""
 
     index: int
     name: str

@@ -162,7 +162,7 @@ class Passes:
         bad = [value for loss in losses if not math.isfinite(value := loss.item())]
         if bad and not self._skip_nonfinite:
             raise NonFiniteError(
-                f"the loss of batch {work.index} is {bad[0]}: lower the learning rate, or skip it by on_nonfinite='skip'"
+                f"the loss of batch {work.index} is {bad[0]}: lower the learning rate, or set on_nonfinite='skip'"
             )
         return not bad
 

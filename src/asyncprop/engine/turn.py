@@ -1,4 +1,4 @@
-"""Turn: who may go next. Free running asks nobody; lockstep lets one batch in at a time; a Turn object forces an order."""
+"""Turn: who may go next. Free running asks nobody, lockstep lets one batch in at a time, a Turn forces an order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Update: when a gradient lands. LayerUpdate steps each layer the instant its gradient is ready; BlockUpdate steps
-all of them when the backward pass ends (paper, Sec. 3.2 and 3.4)."""
+all of them when the backward pass ends (paper, Sec. 3.2 and 3.4).
+"""
 
 from __future__ import annotations
 
@@ -142,7 +143,7 @@ class Stepper:
         self._turn = turn
         self._stopping = stopping
         self._handles = [
-            leaf.register_post_accumulate_grad_hook(self._arrival_in(unit))
+            leaf.register_post_accumulate_grad_hook(self._arrival_in(unit))  # type: ignore[no-untyped-call]
             for unit in self.units
             for leaf in unit.leaves
             if unit.unit.update.by_layer

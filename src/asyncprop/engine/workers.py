@@ -18,7 +18,7 @@ from asyncprop.engine.update import Stepper, Stopping
 from asyncprop.trace import ThreadTime
 
 GRACE_S = 0.8
-"""How long a failed engine waits for its threads before it re-raises: a thread inside the user's code can't be ended."""
+"""How long a failed engine waits for its threads before it re-raises: one inside the user's code can't be ended."""
 
 
 @dataclass(frozen=True, slots=True)

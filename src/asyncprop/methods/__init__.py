@@ -1,8 +1,8 @@
 """The table of axes: what separates any two methods is a row here, and nothing else in the code knows their names.
 
-    workers     who computes: one loop, coupled workers, or forward and backward threads
-    update      when gradients land: each layer at once, or the block at the end of the pass
-    exchange    how replicas meet: not at all
+workers     who computes: one loop, coupled workers, or forward and backward threads
+update      when gradients land: each layer at once, or the block at the end of the pass
+exchange    how replicas meet: not at all
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def open_trainer(
         ValueError: if the method is unknown, or has no such threads.
     """
     method = get_method(name)
-    asked = {"forward": forward_threads, "backward": backward_threads, "lanes": lanes}
-    asked = {field: count for field, count in asked.items() if count is not None}
+    given = {"forward": forward_threads, "backward": backward_threads, "lanes": lanes}
+    asked = {field: count for field, count in given.items() if count is not None}
     if method.workers is None or method.update is None:
         if asked:
             raise ValueError(f"method {name} has no {' or '.join(asked)} threads or lanes to set: choose an async one")

@@ -1,0 +1,376 @@
+"""The engine as a user meets it: runs, futures, snapshots, and how each way of ending it ends."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import asyncprop as ap
+from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
+
+TINY_MLP = TINY["mlp"]
+
+
+def make(model: nn.Module | None = None, loss_fn=cross_entropy, **options) -> ap.Engine:
+    model = model or TINY_MLP.seeded_model()
+    return ap.Engine(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss_fn, **options)
+
+
+# ---- running
+
+
+def test_run_reports_every_batch_once() -> None:
+    batches = TINY_MLP.batches(30)
+    with make() as engine:
+        steps = list(engine.run(batches))
+        again = list(engine.run(batches))
+        statistics = engine.statistics()
+    assert sorted(step.index for step in steps) == list(range(30))
+    assert sorted(step.index for step in again) == list(range(30, 60))
+    assert all(step.batch_size == 4 and not step.skipped and step.lane in range(3) for step in steps)
+    assert all(step.forward_s > 0 and step.backward_s > 0 and step.waited_s >= 0 for step in steps)
+    assert (statistics.batches, statistics.samples, statistics.in_flight) == (60, 240, 0)
+    assert statistics.layers == ("0", "2")
+    assert statistics.versions == (60, 60)
+    assert {thread.name for thread in statistics.threads} == {"forward-0", "backward-0", "backward-1"}
+    assert all(thread.worked_s > 0 and thread.waited_s >= 0 for thread in statistics.threads)
+
+
+def test_staleness_is_bounded_by_the_other_lanes() -> None:
+    with make(workers=ap.Decoupled(2, 2, lanes=2)) as engine:
+        steps = list(engine.run(TINY_MLP.batches(50)))
+    # One other lane: while a pass is in flight the other can finish many passes, but in the mean it is one each.
+    mean = sum(step.mean_staleness for step in steps) / len(steps)
+    assert 0.0 <= mean <= 1.0
+
+
+def test_telemetry_off_leaves_staleness_out() -> None:
+    with make(telemetry=False) as engine:
+        steps = list(engine.run(TINY_MLP.batches(5)))
+        assert engine.statistics().mean_staleness == 0.0
+    assert [step.staleness for step in steps] == [()] * 5
+
+
+def test_mean_staleness_of_the_statistics_is_that_of_the_steps() -> None:
+    with make(TINY["conditional"].seeded_model()) as engine:
+        steps = list(engine.run(TINY["conditional"].batches(40)))
+        statistics = engine.statistics()
+    ages = [age for step in steps for age in step.staleness if age >= 0]
+    assert statistics.mean_staleness == pytest.approx(sum(ages) / len(ages))
+    assert statistics.versions[0] < 40  # `scale`, which only some batches use
+
+
+def test_lockstep_takes_a_batch_only_when_asked() -> None:
+    taken = []
+
+    def loader():
+        for index, batch in enumerate(TINY_MLP.batches(4)):
+            taken.append(index)
+            yield batch
+
+    with make(turn="lockstep") as engine:
+        for step in engine.run(loader()):
+            assert taken == list(range(step.index + 1))
+
+
+def test_leaving_a_run_early_finishes_what_was_taken() -> None:
+    taken = []
+
+    def loader():
+        for batch in TINY_MLP.batches(100):
+            taken.append(batch)
+            yield batch
+
+    with make() as engine:
+        for step in engine.run(loader()):
+            if step.index == 3:
+                break
+        statistics = engine.statistics()
+        assert statistics.in_flight == 0
+        assert statistics.batches == len(taken) < 100
+        assert len(list(engine.run(TINY_MLP.batches(3)))) == 3
+
+
+def test_an_exception_in_the_callers_loop_ends_the_engine_cleanly() -> None:
+    with pytest.raises(KeyError, match="mine"), make() as engine:
+        for _ in engine.run(TINY_MLP.batches(50)):
+            raise KeyError("mine")
+
+
+def test_keyboard_interrupt_finishes_passes_in_flight() -> None:
+    with pytest.raises(KeyboardInterrupt), make() as engine:
+        for step in engine.run(TINY_MLP.batches(50)):
+            if step.index == 5:
+                raise KeyboardInterrupt
+    assert engine.statistics().in_flight == 0
+
+
+def test_one_run_at_a_time() -> None:
+    with make() as engine:
+        run = engine.run(TINY_MLP.batches(5))
+        next(run)
+        with pytest.raises(RuntimeError, match="already reading a loader"):
+            next(engine.run(TINY_MLP.batches(5)))
+        with pytest.raises(RuntimeError, match="before submit"):
+            engine.submit(TINY_MLP.batches(1)[0])
+        run.close()
+
+
+def test_only_inside_its_block() -> None:
+    engine = make()
+    with pytest.raises(RuntimeError, match="inside its with block"):
+        list(engine.run([]))
+    with engine:
+        pass
+    with pytest.raises(RuntimeError, match="inside its with block"):
+        engine.submit(1)
+    with pytest.raises(RuntimeError, match="entered once"), engine:
+        pass
+
+
+def test_drain_inside_a_run_rests_the_loader() -> None:
+    with make() as engine:
+        for step in engine.run(TINY_MLP.batches(12)):
+            if step.index % 4 == 0:
+                engine.drain()
+                before = [parameter.clone() for parameter in engine._model.parameters()]
+                assert engine.statistics().in_flight == 0
+                assert same_state(before, list(engine._model.parameters()))
+        assert engine.statistics().batches == 12
+
+
+# ---- submitting
+
+
+def test_submitted_batches_give_futures() -> None:
+    with make() as engine:
+        futures = [engine.submit(batch) for batch in TINY_MLP.batches(10)]
+        engine.drain()
+        assert sorted(future.result().index for future in futures) == list(range(10))
+
+
+def test_leaving_the_block_finishes_what_was_submitted() -> None:
+    with make(workers=ap.Decoupled(1, 1)) as engine:
+        futures = [engine.submit(batch) for batch in TINY_MLP.batches(6)]
+    assert all(future.result(timeout=0).batch_size == 4 for future in futures)
+
+
+def test_an_error_reaches_every_future() -> None:
+    def loss_fn(model: nn.Module, batch) -> torch.Tensor:
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"), make(loss_fn=lambda m, b: loss_fn(m, b)) as engine:
+        future = engine.submit(TINY_MLP.batches(1)[0])
+        assert isinstance(future.exception(timeout=30), OSError)
+        future.result()
+
+
+def test_an_error_that_no_future_was_asked_for_is_raised_at_the_end() -> None:
+    def loss_fn(model: nn.Module, batch) -> torch.Tensor:
+        raise OSError(f"disk {type(model).__name__}")
+
+    with pytest.raises(OSError, match="disk Sequential"), make(loss_fn=loss_fn) as engine:
+        engine.submit(TINY_MLP.batches(1)[0])
+
+
+# ---- failing: wherever it happens, the caller sees it with its own traceback, and all threads are gone
+
+
+class Boom(Exception):
+    pass
+
+
+def explode(*_: object) -> None:
+    raise Boom
+
+
+def failing_loader():
+    yield from TINY_MLP.batches(3)
+    explode()
+
+
+def in_forward(model: nn.Module) -> None:
+    model[0].register_forward_hook(explode)
+
+
+def in_backward(model: nn.Module) -> None:
+    model[0].weight.register_hook(explode)
+
+
+class FailingOptimizer(torch.optim.SGD):
+    def step(self, closure=None):
+        explode()
+
+
+@pytest.mark.parametrize("update", ["layer", "block"])
+@pytest.mark.parametrize("workers", ["decoupled", "coupled"])
+@pytest.mark.parametrize("where", ["loader", "forward", "backward", "optimizer"])
+def test_an_error_anywhere_is_raised_in_the_caller(where: str, workers: str, update: str) -> None:
+    model = TINY_MLP.seeded_model()
+    loader = failing_loader() if where == "loader" else TINY_MLP.batches(20)
+    if where in ("forward", "backward"):
+        {"forward": in_forward, "backward": in_backward}[where](model)
+    kind = FailingOptimizer if where == "optimizer" else torch.optim.SGD
+    optimizer = kind(model.parameters(), lr=0.1)
+    with pytest.raises(Boom) as caught, ap.Engine(model, optimizer, cross_entropy, workers=workers, update=update) as e:
+        list(e.run(loader))
+    assert caught.traceback[-1].name == "explode"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncprop")]
+    with pytest.raises(RuntimeError, match="ended by an error"):
+        list(e.run([]))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model._forward_hooks.clear()
+    model[0]._forward_hooks.clear()
+    (model[0].weight._backward_hooks or {}).clear()
+    ordinary = torch.optim.SGD(model.parameters(), lr=0.1)
+    cross_entropy(model, TINY_MLP.batches(1)[0]).backward()
+    ordinary.step()
+
+
+def test_a_thread_stuck_in_the_users_code_does_not_hold_the_error_up() -> None:
+    release = threading.Event()
+    inside = threading.Event()
+
+    def loader():
+        yield TINY_MLP.batches(1)[0]
+        inside.set()
+        release.wait(30)
+
+    def loss_fn(model: nn.Module, batch) -> torch.Tensor:
+        inside.wait(30)
+        raise Boom(type(model))
+
+    with pytest.raises(Boom) as caught, make(loss_fn=loss_fn, workers=ap.Coupled(2)) as engine:
+        list(engine.run(loader()))
+    assert "still inside the user's code" in caught.value.__notes__[0]
+    release.set()
+    assert engine._crew.join(30) == []
+
+
+@pytest.mark.parametrize("device", [None, FakeDevice()])
+def test_nonfinite_loss_raises_before_it_is_applied(device) -> None:
+    model = TINY_MLP.seeded_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    bad = (torch.full((4, 5), float("nan")), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ap.NonFiniteError, match="loss of batch 0 is nan"), make(model, device=device) as engine:
+        list(engine.run([bad]))
+    if device is None:
+        assert same_state(before, list(model.parameters()))
+
+
+@pytest.mark.parametrize("device", [None, FakeDevice()])
+def test_nonfinite_loss_can_be_skipped(device) -> None:
+    model = TINY_MLP.seeded_model()
+    good = TINY_MLP.batches(6)
+    bad = (torch.full((4, 5), float("inf")), torch.zeros(4, dtype=torch.long))
+    with make(model, on_nonfinite="skip", device=device) as engine:
+        steps = list(engine.run([*good[:3], bad, *good[3:]]))
+        assert engine.statistics().skipped == 1
+        assert engine.statistics().versions == (6, 6)
+    assert [step.index for step in steps if step.skipped] == [3]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+# ---- lasting
+
+
+def test_two_hundred_engines_leave_nothing_behind() -> None:
+    model = TINY["resnet"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batches = TINY["resnet"].batches(2)
+    threads = threading.active_count()
+    lanes: list[weakref.ref] = []
+    gc.disable()  # what is left must go by itself, without the collector's help
+    try:
+        for _ in range(200):
+            with ap.Engine(model, optimizer, cross_entropy) as engine:
+                list(engine.run(batches))
+                lanes += [weakref.ref(lane) for lane in engine._lanes]
+                lanes += [weakref.ref(leaf) for leaf in engine._lanes[0].leaves.values()]
+    finally:
+        gc.enable()
+    assert threading.active_count() == threads
+    assert sum(lane() is not None for lane in lanes) == 0
+
+
+def test_snapshot_is_consistent_while_training_goes_on() -> None:
+    """Every update adds one to both layers, so a torn snapshot would hold two different numbers."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[1].weight)
+    loss_fn = lambda m, batch: -(m[0].weight + m[1].weight).sum() + 0 * m(batch).sum()  # noqa: E731
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches = [torch.ones(1, 1)] * 300
+    with ap.Engine(model, optimizer, loss_fn, update=ap.LayerUpdate(write="locked")) as engine:
+        snapshots = [engine.snapshot() for _ in engine.run(batches)]
+    for snapshot in snapshots:
+        first, second = (value.item() for value in snapshot.model.values())
+        assert first == second == snapshot.versions["0"] == snapshot.versions["1"]
+    assert model[0].weight.item() == 300
+
+
+def test_the_users_changes_between_runs_are_followed() -> None:
+    model = TINY_MLP.seeded_model()
+    optimizer = torch.optim.SGD([{"params": model[0].parameters()}], lr=0.1, momentum=0.9)
+    batches = TINY_MLP.batches(3)
+    with ap.Engine(model, optimizer, cross_entropy) as engine:
+        list(engine.run(batches))
+        assert engine.statistics().layers == ("0",)
+        head = model[2].weight.clone()
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+        list(engine.run(batches))
+        assert engine.statistics().layers == ("0", "2")
+        assert not torch.equal(head, model[2].weight)
+        optimizer.load_state_dict(optimizer.state_dict())
+        buffer = optimizer.state[model[2].weight]["momentum_buffer"]
+        before = buffer.clone()
+        list(engine.run(batches))
+        assert optimizer.state[model[2].weight]["momentum_buffer"] is buffer
+        assert not torch.equal(before, buffer)
+        model[0].requires_grad_(False)
+        frozen = model[0].weight.clone()
+        list(engine.run(batches))
+        assert torch.equal(frozen, model[0].weight)
+
+
+def test_modes_are_followed_between_runs() -> None:
+    model = TINY["resnet"].seeded_model()
+    batches = TINY["resnet"].batches(2)
+    with make(model) as engine:
+        list(engine.run(batches))
+        seen = int(model.bn1.num_batches_tracked)
+        assert seen == 2
+        model.eval()
+        list(engine.run(batches))
+        assert int(model.bn1.num_batches_tracked) == seen
+
+
+def test_a_buffer_that_the_model_replaces_is_shared_all_the_same() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls = self.calls + 1
+            return self.linear(x)
+
+    model = Counting()
+    with make(model, workers=ap.Coupled(1)) as engine:
+        list(engine.run(TINY_MLP.batches(7)))
+    assert model.calls.item() == 7
+
+
+def test_work_goes_through_the_face_of_the_device() -> None:
+    device = FakeDevice()
+    with make(device=device) as engine:
+        steps = list(engine.run(TINY_MLP.batches(9)))
+    prepared = {thread for thread, call, _ in device.events if call == "prepare_thread"}
+    assert prepared == {"asyncprop-forward-0", "asyncprop-backward-0", "asyncprop-backward-1"}
+    assert {stream for _, call, stream in device.events if call == "receive"} == {0, 1, 2}
+    assert sum(call == "finish" for _, call, _ in device.events) == 9
+    assert all(step.forward_s > 0 for step in steps)
