@@ -278,9 +278,9 @@ def test_nonfinite_loss_can_be_skipped(device) -> None:
 
 
 def test_two_hundred_engines_leave_nothing_behind() -> None:
-    model = TINY["resnet"].seeded_model()
+    model = TINY["transformer"].seeded_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    batches = TINY["resnet"].batches(2)
+    batches = TINY["transformer"].batches(2)
     threads = threading.active_count()
     lanes: list[weakref.ref] = []
     gc.disable()  # what is left must go by itself, without the collector's help

@@ -148,7 +148,7 @@ class TinyConditional(nn.Module):
 def _residual() -> nn.Module:
     from asyncprop.tasks.models import resnet18
 
-    return resnet18(classes=3, width=4, in_channels=1, stem="cifar")
+    return resnet18(classes=3, width=2, in_channels=1, stem="cifar")
 
 
 def _integers(high: int, *shape: int) -> Callable[[torch.Generator], Tensor]:
@@ -165,7 +165,7 @@ def _pairs(inputs: Callable[[torch.Generator], Tensor], classes: int, size: int)
 
 TINY: dict[str, Tiny] = {
     "mlp": Tiny(lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), _pairs(_normal(4, 5), 3, 4)),
-    "resnet": Tiny(_residual, _pairs(_normal(4, 1, 12, 12), 3, 4)),
+    "resnet": Tiny(_residual, _pairs(_normal(4, 1, 8, 8), 3, 4)),
     "lstm": Tiny(TinyLstm, _pairs(_integers(11, 4, 6), 3, 4)),
     "transformer": Tiny(TinyTransformer, _pairs(_integers(11, 4, 6), 11, 4)),
     "conditional": Tiny(TinyConditional, _pairs(_normal(4, 5), 3, 4)),
