@@ -1,10 +1,13 @@
 """Every test runs on one intra-op thread, and fails if it leaves a thread behind."""
 
+import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: they run beside each other
 
 
 @pytest.fixture(autouse=True)

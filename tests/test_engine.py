@@ -16,6 +16,7 @@ TINY_MLP = TINY["mlp"]
 
 def make(model: nn.Module | None = None, loss_fn=cross_entropy, **options) -> ap.Engine:
     model = model or TINY_MLP.seeded_model()
+    options.setdefault("workers", ap.Decoupled(1, 2, lanes=3))
     return ap.Engine(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss_fn, **options)
 
 
@@ -179,7 +180,7 @@ def test_an_error_that_no_future_was_asked_for_is_raised_at_the_end() -> None:
 # ---- failing: wherever it happens, the caller sees it with its own traceback, and all threads are gone
 
 
-class Boom(Exception):
+class Boom(Exception):  # noqa: N818 (its name is what the tests look for)
     pass
 
 
@@ -206,7 +207,7 @@ class FailingOptimizer(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("update", ["layer", "block"])
-@pytest.mark.parametrize("workers", ["decoupled", "coupled"])
+@pytest.mark.parametrize("workers", ["decoupled", "coupled", "lockstep"])
 @pytest.mark.parametrize("where", ["loader", "forward", "backward", "optimizer"])
 def test_an_error_anywhere_is_raised_in_the_caller(where: str, workers: str, update: str) -> None:
     model = TINY_MLP.seeded_model()
@@ -215,7 +216,8 @@ def test_an_error_anywhere_is_raised_in_the_caller(where: str, workers: str, upd
         {"forward": in_forward, "backward": in_backward}[where](model)
     kind = FailingOptimizer if where == "optimizer" else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=0.1)
-    with pytest.raises(Boom) as caught, ap.Engine(model, optimizer, cross_entropy, workers=workers, update=update) as e:
+    how = {"turn": "lockstep"} if workers == "lockstep" else {"workers": workers}
+    with pytest.raises(Boom) as caught, ap.Engine(model, optimizer, cross_entropy, update=update, **how) as e:
         list(e.run(loader))
     assert caught.traceback[-1].name == "explode"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncprop")]
@@ -339,7 +341,8 @@ def test_the_users_changes_between_runs_are_followed() -> None:
 def test_modes_are_followed_between_runs() -> None:
     model = TINY["resnet"].seeded_model()
     batches = TINY["resnet"].batches(2)
-    with make(model) as engine:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)  # running statistics of two batches make losses explode
+    with ap.Engine(model, optimizer, cross_entropy) as engine:
         list(engine.run(batches))
         seen = int(model.bn1.num_batches_tracked)
         assert seen == 2
@@ -369,8 +372,24 @@ def test_work_goes_through_the_face_of_the_device() -> None:
     device = FakeDevice()
     with make(device=device) as engine:
         steps = list(engine.run(TINY_MLP.batches(9)))
-    prepared = {thread for thread, call, _ in device.events if call == "prepare_thread"}
+    prepared = {thread for thread, call, _ in device.events if call == "thread"}
     assert prepared == {"asyncprop-forward-0", "asyncprop-backward-0", "asyncprop-backward-1"}
     assert {stream for _, call, stream in device.events if call == "receive"} == {0, 1, 2}
     assert sum(call == "finish" for _, call, _ in device.events) == 9
     assert all(step.forward_s > 0 for step in steps)
+
+
+def test_lockstep_runs_on_the_callers_thread_and_through_the_device() -> None:
+    device = FakeDevice()
+    seen = set()
+    model = TINY_MLP.seeded_model()
+    model[0].register_forward_hook(lambda *_: seen.add(threading.current_thread().name))
+    with make(model, device=device, turn="lockstep") as engine:
+        futures = [engine.submit(batch) for batch in TINY_MLP.batches(3)]
+        steps = list(engine.run(TINY_MLP.batches(4)))
+        names = [thread.name for thread in engine.statistics().threads]
+    assert seen == {threading.current_thread().name}
+    assert [future.result().index for future in futures] == [0, 1, 2]
+    assert [step.index for step in steps] == [3, 4, 5, 6]
+    assert names == ["caller"]
+    assert sum(call == "finish" for _, call, _ in device.events) == 7

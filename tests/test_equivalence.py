@@ -157,3 +157,20 @@ def test_autocast_inside_the_loss() -> None:
         "layer",
         in_bfloat16,
     )
+
+
+@pytest.mark.parametrize("update", ["layer", "block"])
+@pytest.mark.parametrize("workers", [ap.Decoupled(1, 1, lanes=1, intraop_threads=1), ap.Coupled(1, intraop_threads=1)])
+@pytest.mark.parametrize("task", TINY)
+def test_threads_with_one_lane_equal_the_plain_loop(task: str, workers, update: str) -> None:
+    # Lockstep has no threads; here there are, but one lane lets one batch in at a time.
+    ours, theirs = twins(TINY[task].seeded_model())
+    batches = TINY[task].batches(STEPS)
+    make = lambda model: torch.optim.SGD(two_groups(model), lr=0.05, momentum=0.9)  # noqa: E731
+    optimizer = make(ours)
+    with ap.Engine(ours, optimizer, cross_entropy, workers=workers, update=update) as engine:
+        losses = [step.loss for step in engine.run(batches)]
+    their_optimizer = make(theirs)
+    assert losses == plain_loop(theirs, their_optimizer, batches)
+    assert same_state(ours.state_dict(), theirs.state_dict())
+    assert same_state(optimizer.state_dict(), their_optimizer.state_dict())

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncprop.devices import keep_freed_memory
     from asyncprop.engine import BlockUpdate, Coupled, Decoupled, Engine, LayerUpdate, NonFiniteError, Snapshot
     from asyncprop.trace import Statistics, Step
 
@@ -20,6 +21,7 @@ _HOME = {
         "asyncprop.engine",
     ),
     **dict.fromkeys(("Statistics", "Step"), "asyncprop.trace"),
+    "keep_freed_memory": "asyncprop.devices",
 }
 
 __all__ = [  # noqa: RUF022
@@ -32,6 +34,7 @@ __all__ = [  # noqa: RUF022
     "Snapshot",
     "Statistics",
     "Step",
+    "keep_freed_memory",
 ]
 
 

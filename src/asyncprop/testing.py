@@ -217,6 +217,7 @@ class FakeDevice:
     """
 
     results_are_ready = False
+    passes_at_once: int | None = None
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str, int]] = []
@@ -226,11 +227,16 @@ class FakeDevice:
         self._unfinished: set[int] = set()
         self._clock = 0
 
-    def prepare_thread(self, intraop_threads: int) -> None:
+    @contextmanager
+    def thread(self, intraop_threads: int) -> Iterator[None]:
         """Note that this thread may use the device."""
         torch.set_num_threads(intraop_threads)
         self._local.prepared = True
-        self._note("prepare_thread", -1)
+        self._note("thread", -1)
+        try:
+            yield
+        finally:
+            self._local.prepared = False
 
     def new_stream(self) -> int:
         """Return the next number."""

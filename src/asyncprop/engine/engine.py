@@ -67,9 +67,9 @@ class Engine:
             Put autocast inside it. Called by several threads at once.
         workers: `Decoupled(forward, backward, lanes)` or `Coupled(workers)`; a string is short for its default.
         update: `LayerUpdate(...)` or `BlockUpdate(...)`; `"layer"` or `"block"` for short.
-        turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time, takes the next only
-            when the caller asks for the next Step, and equals the plain PyTorch loop bit for bit. A `Turn` object
-            forces an order of reads and writes.
+        turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time on the caller's own
+            thread, takes the next only when the caller asks for the next Step, and equals the plain PyTorch loop bit
+            for bit. A `Turn` object forces an order of reads and writes.
         on_nonfinite: `"raise"` ends training at a loss that is not finite; `"skip"` drops that batch, which its Step
             tells. On CUDA `"skip"` makes each backward pass wait for its loss.
         telemetry: whether versions and staleness are noted (about 1 µs per layer and pass).
@@ -111,7 +111,7 @@ class Engine:
         self._turn = None if isinstance(turn, str) else turn
         self._telemetry = telemetry
         self._device = device or device_of(list(model.parameters()))
-        self._lane_count = 1 if self._lockstep else self._workers.lane_count
+        self._lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
         self._passes = Passes(
             loss_fn,
             self._device,
@@ -138,8 +138,10 @@ class Engine:
     def __enter__(self) -> Self:
         if self._crew:
             raise RuntimeError("an engine can be entered once: make another")
-        intraop = intraop_threads(self._workers, lockstep=self._lockstep)
-        self._crew = Crew(self._workers, self._feed, self._passes, self._free, self._steppers, intraop, self._fail)
+        intraop = intraop_threads(self._workers, self._lane_count, lockstep=self._lockstep)
+        self._crew = Crew(
+            self._workers, self._feed, self._passes, self._free, self._steppers, intraop, self._lockstep, self._fail
+        )
         self._crew.start()
         return self
 
@@ -199,7 +201,10 @@ class Engine:
             raise RuntimeError("run() is reading a loader: exhaust or close its iterator before submit()")
         if self._feed.idle:
             self._refresh()
-        return self._feed.submit(batch, room=self._lane_count)
+        future = self._feed.submit(batch, room=self._lane_count)
+        if self._crew and self._crew.inline:
+            self._crew.train_inline()
+        return future
 
     def drain(self) -> None:
         """Wait until every batch taken so far is finished; model and optimizer are then ordinary objects.
@@ -247,6 +252,9 @@ class Engine:
 
     def _next_step(self) -> Step | None:
         try:
+            if self._crew and self._crew.inline:
+                self._feed.go_on()
+                self._crew.train_inline()
             return self._feed.next_step()
         except BaseException as error:
             if error is self._feed.failure:

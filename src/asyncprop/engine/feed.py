@@ -89,13 +89,18 @@ class Feed:
 
     def next_step(self) -> Step | None:
         """Wait for the loader's next finished batch; None when there is no more. Raise the failure, if any."""
+        self.go_on()
         with self._changed:
-            self._resting = False
-            self._changed.notify_all()
             self._changed.wait_for(lambda: self.failure or self._finished or self.idle)
             if self.failure:
                 raise self.failure
             return self._finished.popleft() if self._finished else None
+
+    def go_on(self) -> None:
+        """Let the threads take from the loader again, after `hold`."""
+        with self._changed:
+            self._resting = False
+            self._changed.notify_all()
 
     def allow_one_more(self) -> None:
         """Let the threads take one batch more: the caller is done with a Step."""
@@ -116,7 +121,7 @@ class Feed:
         return work.future
 
     def hold(self) -> None:
-        """Take no more from the loader until `next_step`, and wait until all that was taken or submitted is finished."""
+        """Take no more from the loader until `next_step`, and wait until all taken or submitted is finished."""
         with self._changed:
             self._resting = True
             self._changed.wait_for(lambda: self.failure or not (self._out or self._submitted or self._taking))
@@ -149,6 +154,17 @@ class Feed:
                 pass
             self._on_batch(work.batch)
             return work
+
+    def take_now(self) -> Work | None:
+        """Return the next batch without waiting for one; None if there is none now."""
+        with self._changed:
+            none = not (self._submitted or self._may_enter_loader())
+        if none:
+            return None
+        work = self._take_submitted() or self._take_from_loader()
+        if work:
+            self._on_batch(work.batch)
+        return work
 
     def wait_alone(self) -> None:
         """Wait until the batch that the calling thread has just taken is the only one in flight."""

@@ -62,28 +62,32 @@ class OptimizerView:
     @torch.no_grad()
     def step(self) -> None:
         """Step every leaf that has a gradient, in place, with whatever hyper-parameters hold now."""
-        for own, (index, leaves) in zip(self._view.param_groups, self._groups, strict=True):
-            own.update(self._optimizer.param_groups[index])
+        given = [dict(self._optimizer.param_groups[index]) for index, _ in self._groups]
+        for own, group, (_, leaves) in zip(self._view.param_groups, given, self._groups, strict=True):
+            own.update(group)
             own["params"] = leaves
         step = self._step if _has_step_hooks(self._view) else self._bare_step
         step(self._view)
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # what torch's schedulers look at
         if self._whole or self._checks_left:
             self._checks_left -= 1
-            self._write_back()
+            self._write_back(given)
 
-    def _write_back(self) -> None:
-        for own, (index, _) in zip(self._view.param_groups, self._groups, strict=True):
-            users = self._optimizer.param_groups[index]
+    def _write_back(self, given: list[dict[str, Any]]) -> None:
+        """Hand on what the optimizer wrote into its groups: what differs from what they were `given` for this step.
+
+        The user's groups may have moved on meanwhile (a scheduler stepped), so they are not what to compare with.
+        """
+        for own, group, (index, _) in zip(self._view.param_groups, given, self._groups, strict=True):
             for key, value in own.items():
-                if key == "params" or users.get(key) is value:
+                if key == "params" or group.get(key) is value:
                     continue
                 if not self._whole:
                     raise ValueError(
                         f"optimizer must keep its state per parameter to be stepped layer by layer "
                         f"({type(self._optimizer).__name__} writes {key!r} of its param group): use update='block'"
                     )
-                users[key] = value
+                self._optimizer.param_groups[index][key] = value
 
 
 def _group_leaves(optimizer: Optimizer, leaves: Sequence[Leaf]) -> list[tuple[int, list[nn.Parameter]]]:

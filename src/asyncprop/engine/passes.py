@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class Passes:
 
     def _losses(self, module: nn.Module, batch: Any) -> list[Tensor]:
         result = self._loss_fn(module, batch)
-        losses = [result] if isinstance(result, Tensor) else list(result)
+        losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
         if len(losses) != self._accumulate:
             raise ValueError(
                 f"loss_fn must return as many losses as the update accumulates (got {len(losses)}, "

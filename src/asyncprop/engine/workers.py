@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from asyncprop.devices import available_cores
 from asyncprop.engine.channel import Channel, Closed
-from asyncprop.engine.feed import Feed
+from asyncprop.engine.feed import Feed, Work
 from asyncprop.engine.lane import Lane
 from asyncprop.engine.passes import Passes, Pending
 from asyncprop.engine.update import Stepper, Stopping
@@ -27,14 +27,15 @@ class Decoupled:
 
     Args:
         forward: threads that run forward passes.
-        backward: threads that run backward passes; the paper takes 2, since a backward pass takes about twice as long.
-        lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward. Fewer lanes mean
-            less staleness, and idle threads where passes are uneven.
+        backward: threads that run backward passes. The paper has 1 forward and 2 backward threads, since a backward
+            pass takes about twice as long; 2 forward threads keep the cores busy when two passes end at once.
+        lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward, or as many passes
+            as the device computes at once (one per core) if that is less: more only add staleness. See `lanes_on`.
         intraop_threads: threads that one operation may use, per worker. Default: the cores shared out over the passes
             that can run at once. In lockstep the default is the caller's own `torch.get_num_threads()`.
     """
 
-    forward: int = 1
+    forward: int = 2
     backward: int = 2
     lanes: int | None = None
     intraop_threads: int | None = None
@@ -44,15 +45,10 @@ class Decoupled:
             forward=self.forward, backward=self.backward, lanes=self.lanes, intraop_threads=self.intraop_threads
         )
 
-    @property
-    def lane_count(self) -> int:
-        """Passes in flight at most."""
-        return self.lanes or self.forward + self.backward
-
-    @property
-    def thread_count(self) -> int:
-        """Threads that compute."""
-        return self.forward + self.backward
+    def lanes_on(self, passes_at_once: int | None) -> int:
+        """Return the lanes on a device that computes so many passes at once (None: unknown); 2 at least by default."""
+        threads = self.forward + self.backward
+        return self.lanes or min(threads, max(2, passes_at_once or threads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +66,8 @@ class Coupled:
     def __post_init__(self) -> None:
         _at_least_one(workers=self.workers, intraop_threads=self.intraop_threads)
 
-    @property
-    def lane_count(self) -> int:
-        """Passes in flight at most."""
-        return self.workers
-
-    @property
-    def thread_count(self) -> int:
-        """Threads that compute."""
+    def lanes_on(self, passes_at_once: int | None) -> int:
+        """Return the number of workers: each has a lane."""
         return self.workers
 
 
@@ -90,18 +80,14 @@ def _at_least_one(**counts: int | None) -> None:
             raise ValueError(f"{name} must be >= 1 (got {count})")
 
 
-def intraop_threads(workers: Workers, *, lockstep: bool) -> int:
+def intraop_threads(workers: Workers, lanes: int, *, lockstep: bool) -> int:
     """Return the intra-op threads of each worker: as asked for, or the cores shared out (see `Decoupled`)."""
     if workers.intraop_threads:
         return workers.intraop_threads
     if lockstep:
         return torch.get_num_threads()
-    return max(1, available_cores() // min(workers.lane_count, workers.thread_count))
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = workers.workers if isinstance(workers, Coupled) else workers.forward + workers.backward
+    return max(1, available_cores() // min(lanes, threads))
 
 
 class Clock:
@@ -132,6 +118,8 @@ class Crew:
         passes: how a pass is run.
         free: the lanes that carry no pass.
         steppers: one per lane, by its index; emptied and filled only while nothing is in flight.
+        intraop: threads that one operation may use.
+        lockstep: whether there are no threads at all: then the caller's own runs each batch, by `train_inline`.
         on_error: called, once per thread at most, with what a thread died of.
     """
 
@@ -143,14 +131,18 @@ class Crew:
         free: Channel[Lane],
         steppers: list[Stepper],
         intraop: int,
+        lockstep: bool,
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._feed, self._passes, self._free, self._steppers = feed, passes, free, steppers
         self._intraop, self._on_error = intraop, on_error
-        self.pendings: Channel[Pending] = Channel(capacity=workers.lane_count)
+        self.pendings: Channel[Pending] = Channel(capacity=free.capacity)
         self.clocks: list[Clock] = []
         self._threads: list[threading.Thread] = []
-        if isinstance(workers, Coupled):
+        self.inline = lockstep
+        if lockstep:
+            self.clocks.append(Clock("caller"))
+        elif isinstance(workers, Coupled):
             self._add("worker", workers.workers, self._coupled)
         else:
             self._forward_left = workers.forward
@@ -162,6 +154,21 @@ class Crew:
         """Start all threads."""
         for thread in self._threads:
             thread.start()
+
+    def train_inline(self) -> None:
+        """Take a batch, if there is one, and run both its passes on the calling thread.
+
+        On the caller's thread, as PyTorch's intra-op threads serve the thread that used them first twice as fast as
+        any other, and lockstep is to cost what the plain loop costs.
+        """
+        try:
+            if (work := self._feed.take_now()) is None:
+                return
+            lane, clock = self._free.get(), self.clocks[0]
+            with self._passes.device.thread(self._intraop):
+                self._finish(self._start(work, lane, clock), clock)
+        except BaseException as error:
+            self._on_error(error)
 
     def join(self, grace_s: float | None = None) -> list[str]:
         """Wait for all threads, or `grace_s` seconds at most; return the names of those that still run."""
@@ -180,8 +187,8 @@ class Crew:
 
     def _run(self, loop: Callable[[Clock], None], clock: Clock) -> None:
         try:
-            self._passes.device.prepare_thread(self._intraop)
-            loop(clock)
+            with self._passes.device.thread(self._intraop):
+                loop(clock)
         except (Closed, Stopping):
             pass
         except BaseException as error:
@@ -194,9 +201,7 @@ class Crew:
             while True:
                 work = self._feed.take()
                 lane = self._free.get()  # waits while all lanes carry passes: the back-pressure
-                start = time.perf_counter()
-                pending = self._passes.forward(lane, work)
-                clock.worked_s += time.perf_counter() - start
+                pending = self._start(work, lane, clock)
                 pending.queue_depth = len(self.pendings)
                 self.pendings.put(pending)
                 del pending, lane, work  # the graph belongs to the backward thread now
@@ -214,11 +219,14 @@ class Crew:
         while True:
             work = self._feed.take()
             lane = self._free.get()
-            start = time.perf_counter()
-            pending = self._passes.forward(lane, work)
-            clock.worked_s += time.perf_counter() - start
-            self._finish(pending, clock)
-            del pending, lane, work
+            self._finish(self._start(work, lane, clock), clock)
+            del lane, work
+
+    def _start(self, work: Work, lane: Lane, clock: Clock) -> Pending:
+        start = time.perf_counter()
+        pending = self._passes.forward(lane, work)
+        clock.worked_s += time.perf_counter() - start
+        return pending
 
     def _finish(self, pending: Pending, clock: Clock) -> None:
         start = time.perf_counter()

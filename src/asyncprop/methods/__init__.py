@@ -88,17 +88,17 @@ def open_trainer(
         ValueError: if the method is unknown, or has no such threads.
     """
     method = get_method(name)
-    given = {"forward": forward_threads, "backward": backward_threads, "lanes": lanes}
-    asked = {field: count for field, count in given.items() if count is not None}
+    given = {"forward_threads": forward_threads, "backward_threads": backward_threads, "lanes": lanes}
+    asked = {option: count for option, count in given.items() if count is not None}
     if method.workers is None or method.update is None:
         if asked:
-            raise ValueError(f"method {name} has no {' or '.join(asked)} threads or lanes to set: choose an async one")
+            raise ValueError(f"method {name} has one loop, and no {' or '.join(asked)} to set: choose an async one")
         return SequentialLoop(model, optimizer, loss_fn)
     return Engine(
         model,
         optimizer,
         loss_fn,
-        workers=replace(method.workers, **asked),
+        workers=replace(method.workers, **{option.removesuffix("_threads"): count for option, count in asked.items()}),
         update=method.update,
         turn="lockstep" if lockstep else "free",
         telemetry=telemetry,

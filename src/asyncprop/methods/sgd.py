@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from asyncprop.engine.passes import LossFn, NonFiniteError, batch_size
+from asyncprop.engine import NonFiniteError
+from asyncprop.engine.passes import LossFn, batch_size
 from asyncprop.trace import Statistics, Step, ThreadTime
 
 
@@ -57,7 +58,7 @@ class SequentialLoop:
         start = time.perf_counter()
         self._optimizer.zero_grad()
         result = self._loss_fn(self._model, batch)
-        losses = list(result) if isinstance(result, list | tuple) else [result]
+        losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
         between = time.perf_counter()
         value = sum(loss.item() for loss in losses)
         if not math.isfinite(value):

@@ -135,7 +135,7 @@ def _generator(*key: int) -> torch.Generator:
 
 def evaluation_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
     """Yield all samples in order, not augmented."""
-    for indices in torch.arange(len(dataset)).split(batch_size):
+    for indices in torch.split(torch.arange(len(dataset)), batch_size):
         yield dataset.batch(indices, None)
 
 

@@ -166,8 +166,8 @@ def _client(source: Source, run: Run, command: Sequence[str], folder: Path) -> N
         reason = output.strip().splitlines()[-1] if output.strip() else "no output"
         tool = "pip" if "pip" in command else command[0]
         raise ValueError(
-            f"{source.name} could not be fetched ({tool} failed: {reason[:200]}): where the registry cannot be reached, "
-            f"put {', '.join(source.files)} into {cache_folder() / source.name} yourself"
+            f"{source.name} could not be fetched ({tool} failed: {reason[:200]}): where the registry can't be "
+            f"reached, put {', '.join(source.files)} into {cache_folder() / source.name} yourself"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Readers of image data sets: digits, Fashion-MNIST, CIFAR in both layouts, folders of images. Each names a bad file."""
+"""Readers of image data sets: digits, Fashion-MNIST, CIFAR in both layouts, folders of images; a bad file is named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BadFile(ValueError):  # noqa: N818 (read as a sentence)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Turn uint8 images into floats of zero mean and unit deviation per channel; `mean`, `std` are of values in 0..1."""
+    """Turn uint8 images into floats of zero mean, unit deviation; `mean`, `std` are per channel, of values in 0..1."""
     shape = (1, len(mean), 1, 1)
     return (images.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
@@ -38,7 +38,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def read_digits() -> Images:
     """Read the 1,797 digits of 8x8 pixels, 0 to 16, that the scikit-learn package carries."""
-    # The package is looked up, not imported: importing it takes over a second, a quarter of the budget for a first step.
+    # The package is looked up, not imported: importing it takes over a second of the few to a first step.
     package = importlib.util.find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
         raise ValueError(
@@ -117,7 +117,7 @@ def read_cifar(name: str, data_dir: Path, part: str) -> Images:
 class _PlainUnpickler(pickle.Unpickler):
     """Admits arrays, and nothing that could run code."""
 
-    ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.ALLOWED or name == "_reconstruct":

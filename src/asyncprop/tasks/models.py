@@ -5,6 +5,7 @@ None has dropout: it draws from the one shared random state, so that no two inte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -136,7 +137,7 @@ def _initialise_convolution(module: nn.Module) -> None:
 
 
 class LstmClassifier(nn.Module):
-    """A two-layer LSTM over embedded tokens, of packed variable lengths; its last state is classified (paper, Sec. 4.2).
+    """A two-layer LSTM over embedded tokens, of packed variable lengths; its last state is classified (Sec. 4.2).
 
     Args:
         vocabulary: number of tokens; 0 is padding.
@@ -230,6 +231,6 @@ class Mlp(nn.Sequential):
 
     def __init__(self, *sizes: int) -> None:
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         super().__init__(*layers[:-1])

@@ -1,0 +1,42 @@
+# Every target works on a bare machine: python3 (3.11 or newer, with venv), apt and pip are all that is assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check gpu-check bench clean
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+DEMO := --methods sgd,async-lu:forward-threads=1:backward-threads=2 --seeds 1
+
+demo: $(READY)  ## train a network by SGD and by Async LU (1 forward, 2 backward threads), and print one table
+	@if $(BIN)/asyncprop data fetch fashion-mnist; then \
+	  $(BIN)/asyncprop compare fashion-mnist $(DEMO) --width 8 --train-samples 12800 --epochs 4; \
+	else \
+	  echo "Fashion-MNIST cannot be fetched here (see above): training on digits instead"; \
+	  $(BIN)/asyncprop compare digits $(DEMO); \
+	fi
+
+test: check  ## lint, types, and all tests that need no GPU
+	$(BIN)/pytest
+
+check: $(READY)  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu-check:  ## on a machine with a GPU, in whatever environment is active: its tests, then its benchmark
+	$(PYTHON) -m pytest -m cuda
+	PYTHONPATH=src $(PYTHON) -m asyncprop bench gpu
+
+bench: $(READY)  ## throughput of every workload against what the machine can give
+	$(BIN)/asyncprop bench engine
+
+clean:  ## remove the environment
+	rm -rf $(VENV)

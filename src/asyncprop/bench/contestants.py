@@ -1,0 +1,175 @@
+"""Contestants: each way to train, in processes that live as long as the benchmark and are idle while others are timed.
+
+A contestant answers `count` with the seconds that its next `count` batches took, after some that are not timed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asyncprop.bench.workloads import Workload, one_step, set_threads
+
+WARM_BATCHES = 4
+"""Batches before each measurement that are not timed: they bring caches and pipelines into their steady state."""
+
+Serve = Generator[float | None, int, None]
+"""Receives a number of batches, yields the seconds that they took."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The plain PyTorch loop, on `threads` intra-op threads."""
+
+    threads: int
+
+    def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
+        """Train on what is asked for."""
+        set_threads(self.threads)
+        trained, batches = workload.make(), workload.batches()
+        count = yield None
+        while True:
+            for _ in range(WARM_BATCHES):
+                one_step(trained, next(batches))
+            start = time.perf_counter()
+            for _ in range(count):
+                one_step(trained, next(batches))
+            count = yield time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Ddp:
+    """torch's DistributedDataParallel over gloo: a process per core with one thread, each a batch of its own a step."""
+
+    def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
+        """Train on what is asked for, in step with the other ranks."""
+        from dataclasses import replace
+
+        from torch import distributed
+        from torch.nn.parallel import DistributedDataParallel
+
+        set_threads(1)
+        distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+        trained, batches = workload.make(), workload.batches()
+        trained = replace(trained, model=DistributedDataParallel(trained.model))
+        count = yield None
+        while True:
+            for _ in range(WARM_BATCHES):
+                one_step(trained, next(batches))
+            start = time.perf_counter()
+            for _ in range(count):
+                one_step(trained, next(batches))
+            count = yield time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Async:
+    """Our engine. What is timed is its steady state: from one finished batch to the `count`-th after it."""
+
+    workers: Any
+    lockstep: bool = False
+    telemetry: bool = True
+    threads: int | None = None
+
+    def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
+        """Train on what is asked for."""
+        from asyncprop import Engine
+
+        if self.threads:
+            set_threads(self.threads)
+        trained, batches = workload.make(), workload.batches()
+        with Engine(
+            trained.model,
+            trained.optimizer,
+            trained.loss,
+            workers=self.workers,
+            turn="lockstep" if self.lockstep else "free",
+            telemetry=self.telemetry,
+        ) as engine:
+            count = yield None
+            while True:
+                steps: Any = engine.run(batches)
+                for _ in range(WARM_BATCHES + engine.statistics().lanes):
+                    next(steps)
+                start = time.perf_counter()
+                for _ in range(count):
+                    next(steps)
+                seconds = time.perf_counter() - start
+                steps.close()
+                count = yield seconds
+
+
+Kind = Loop | Ddp | Async
+
+
+class Contestant:
+    """The processes of one contestant. `measure` runs them, at once, and returns seconds per batch of the machine.
+
+    Args:
+        kind: what each process does.
+        workload: on what.
+        ranks: how many processes; each trains on batches of its own.
+    """
+
+    def __init__(self, kind: Kind, workload: Workload, ranks: int = 1) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory(prefix="asyncprop-bench-")
+        meet = Path(self._folder.name) / "meet"
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_live, args=(kind, workload, rank, ranks, meet, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._folder.cleanup()
+
+    def measure(self, count: int) -> float:
+        """Let every process train on `count` batches at once.
+
+        Returns:
+            Seconds per batch of the whole machine: the inverse of the sum of the processes' rates.
+        """
+        for pipe in self._pipes:
+            pipe.send(count)
+        answers: list[Any] = [pipe.recv() for pipe in self._pipes]
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return float(1 / sum(count / seconds for seconds in answers))
+
+
+def _live(kind: Kind, workload: Workload, rank: int, ranks: int, meet: Path, pipe: Connection) -> None:
+    from asyncprop.devices import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        serve: Callable[[int], float | None] = _started(kind.serve(workload, rank, ranks, meet))
+        while True:
+            pipe.send(serve(pipe.recv()))
+    except EOFError:
+        pass  # the benchmark is over
+    except BaseException as error:
+        pipe.send(RuntimeError(f"{type(kind).__name__} on {workload.name}: {type(error).__name__}: {error}"))
+
+
+def _started(serve: Serve) -> Callable[[int], float | None]:
+    next(serve)
+    return serve.send

@@ -1,0 +1,158 @@
+"""Configuration: every option of the command, validated, without importing PyTorch."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Options(BaseModel):
+    """What `train` and `compare` have in common. None means: as the task's recipe, or the method, has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Count | None = Field(None, description="Passes over the training data. Default: the recipe's.")
+    batch_size: Count | None = Field(None, description="Samples per batch. Default: the recipe's.")
+    lr: Rate | None = Field(None, description="Peak learning rate; scales the warm-up. Default: the recipe's.")
+    momentum: Share | None = Field(
+        None, description="Momentum (beta1 of Adam). Asynchrony adds momentum of its own: lower it if accuracy suffers."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] | None = Field(None, description="Weight decay. Default: the recipe's.")
+    width: Count | None = Field(None, description="Width of the model. Default: the task's.")
+    train_samples: Count | None = Field(None, description="Train on so many samples, always the same. Default: all.")
+    test_samples: Count | None = Field(None, description="Test on so many samples, always the same. Default: all.")
+    forward_threads: Count | None = Field(None, description="Threads that run forward passes. Default: the method's.")
+    backward_threads: Count | None = Field(None, description="Threads that run backward passes. Default: the method's.")
+    lanes: Count | None = Field(
+        None, description="Passes in flight at most: more hide uneven passes, fewer keep staleness and memory low."
+    )
+    device: str = Field(
+        "cpu", description="Where the model lives: cpu, cuda or cuda:N.", pattern=r"^(cpu|cuda(:\d+)?)$"
+    )
+    data_dir: Path | None = Field(None, description="Folder of the data. Default: where this machine has them.")
+
+
+class TrainOptions(Options):
+    """The options of one run."""
+
+    method: str = Field("async-lu", description="How to train: a name from `asyncprop methods`.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Fixes the weights, the order of the data, augmentation.")
+    turn: Literal["free", "lockstep"] = Field(
+        "free", description="lockstep trains one batch at a time, reproducibly, equal to the plain loop bit for bit."
+    )
+    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Test metric whose time and epochs are reported. Default: the task's."
+    )
+    checkpoint_every: Rate = Field(60.0, description="Seconds of training between checkpoints within an epoch.")
+    warm_up_batches: Annotated[int, Field(ge=0)] = Field(
+        4, description="Batches that a copy of the model is trained on, and thrown away, before time is taken."
+    )
+
+
+class TrainConfig(TrainOptions):
+    """One run."""
+
+    task: str = Field(description="What to train: a name from `asyncprop tasks`.")
+
+
+class CompareOptions(Options):
+    """The options of a comparison."""
+
+    methods: str = Field(
+        "sgd,async-lu,async-bu",
+        description="Names from `asyncprop methods`, separated by commas. NAME:OPTION=VALUE is that method with an "
+        "option of its own, as in async-bu:momentum=0.5; more follow after further colons.",
+    )
+    seeds: Count = Field(3, description="Runs per method: seeds 0 to N-1.")
+    target: str | None = Field(
+        None,
+        description="Test metric to reach, 0 to 1; or worst-best: the best that the worst method reached. "
+        "Default: the task's.",
+    )
+
+
+class CompareConfig(CompareOptions):
+    """Several methods, several seeds."""
+
+    task: str = Field(description="What to train: a name from `asyncprop tasks`.")
+
+
+C = TypeVar("C", bound=Options)
+
+
+def resolve(kind: type[C], given: dict[str, Any], file: Path | None) -> C:
+    """Return the configuration: what is `given` on the command line, else what `file` says, else the defaults.
+
+    Raises:
+        ValueError: one line that says argument, rule and value.
+    """
+    values = {**read_toml(file), **given}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(one_line(error, kind)) from None
+
+
+def read_toml(file: Path | None) -> dict[str, Any]:
+    """Return the options in a TOML file; keys may be written with - or _."""
+    if file is None:
+        return {}
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config must be a readable file ({file}: {error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config must be TOML ({file}: {error})") from None
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def one_line(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Say what is wrong first with a configuration: argument, rule, value."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]).replace("_", "-") if first["loc"] else kind.__name__
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(field.replace("_", "-") for field in kind.model_fields)
+        return f"{name} is no option here: the options are {known}"
+    if first["type"] == "missing":
+        return f"{name} must be given"
+    return f"{name} must be {_rule(first)} (got {first['input']})"
+
+
+def _rule(error: Any) -> str:
+    """Say a rule of pydantic's as short as code does."""
+    limits = error.get("ctx", {})
+    signs = {"greater_than_equal": ("ge", ">="), "greater_than": ("gt", ">"), "less_than_equal": ("le", "<="),
+             "less_than": ("lt", "<")}  # fmt: skip
+    if error["type"] in signs:
+        key, sign = signs[error["type"]]
+        return f"{sign} {limits[key]:g}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"of the form {limits['pattern']}"
+    message: str = error["msg"]
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def to_toml(config: BaseModel) -> str:
+    """Write a configuration as TOML; what is None is left out, as leaving it out is what None means."""
+    lines = [
+        f"{key} = {_toml_value(value)}" for key, value in config.model_dump(mode="json").items() if value is not None
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04x}" for c in str(value))
+    return f'"{escaped}"'

@@ -1,0 +1,147 @@
+"""Compare: methods × seeds, each run in a process of its own, in turn, so that a drifting machine hits all alike."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from asyncprop.config import CompareConfig, TrainConfig, resolve, to_toml
+from asyncprop.methods import get_method
+from asyncprop.report.rows import comparison
+from asyncprop.runs import environment, read_config, read_result
+from asyncprop.tasks import get_task
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run to be made: its row's label, what is run, and its folder."""
+
+    label: str
+    config: TrainConfig
+    folder: Path
+
+
+def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet: bool = False) -> dict[str, Any]:
+    """Make all runs that are not finished yet, and return their comparison (see `report.rows`).
+
+    Args:
+        config: what to compare.
+        out: folder of the runs; None for a new one under `compare/`. Finished runs in it are kept.
+        messages: where progress is told.
+        quiet: tell nothing.
+
+    Raises:
+        ValueError: if the configuration is wrong, or the folder holds another comparison.
+        RuntimeError: if a run failed; its cause is told.
+    """
+    task = get_task(config.task)
+    target = _target(config.target, task.target)
+    out = out or Path("compare") / time.strftime(f"%Y%m%d-%H%M%S-{config.task}")
+    plan = list(_plan(config, out))
+    _open_folder(out, config)
+    console = Console(file=messages, quiet=quiet, highlight=False)
+    console.print(f"{config.task}: {len(plan)} runs -> {out}")
+    for number, planned in enumerate(plan, start=1):
+        name = f"[{number}/{len(plan)}] {planned.label} seed {planned.config.seed}"
+        console.print(f"{name}: {_make(planned, console, name)}", markup=False, soft_wrap=True)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for planned in sorted(plan, key=lambda planned: planned.config.seed):
+        result = read_result(planned.folder)
+        assert result
+        results.setdefault(planned.label, []).append(result)
+    ordered = {label: results[label] for label in _variants(config)}
+    return {**comparison(ordered, target), "config": config.model_dump(mode="json"), "environment": environment()}
+
+
+def _target(asked: str | None, default: float) -> float | None:
+    """Return the test metric to reach; None stands for the best of the worst method."""
+    if asked is None:
+        return default
+    if asked == "worst-best":
+        return None
+    try:
+        target = float(asked)
+    except ValueError:
+        target = -1.0
+    if not 0 < target <= 1:
+        raise ValueError(f"target must be a number from 0 to 1, or worst-best (got {asked})")
+    return target
+
+
+def _variants(config: CompareConfig) -> dict[str, dict[str, str]]:
+    """Return the options of each row by its label: `NAME` or `NAME:OPTION=VALUE:...`."""
+    variants: dict[str, dict[str, str]] = {}
+    for label in config.methods.split(","):
+        name, *assignments = label.strip().split(":")
+        get_method(name)
+        options = {"method": name}
+        for assignment in assignments:
+            option, equals, value = assignment.partition("=")
+            if not equals:
+                raise ValueError(f"methods: an option must be NAME:OPTION=VALUE (got {label.strip()})")
+            options[option.strip().replace("-", "_")] = value.strip()
+        if label.strip() in variants:
+            raise ValueError(f"methods must be different ({label.strip()} is there twice)")
+        variants[label.strip()] = options
+    return variants
+
+
+def _plan(config: CompareConfig, out: Path) -> Iterator[Planned]:
+    """Yield all runs, seed by seed; each seed begins with another method."""
+    common = config.model_dump(exclude={"methods", "seeds", "target"}, exclude_none=True)
+    variants = list(_variants(config).items())
+    for seed in range(config.seeds):
+        turn = seed % len(variants)
+        for label, options in variants[turn:] + variants[:turn]:
+            run = resolve(TrainConfig, {**common, "seed": seed, **options}, None)
+            yield Planned(label, run, out / f"{label.replace(':', '_').replace('=', '-')}_seed-{run.seed}")
+
+
+def _open_folder(out: Path, config: CompareConfig) -> None:
+    """Make the folder, or check that the comparison in it may go on with this configuration."""
+    record = out / "compare.toml"
+    if record.is_file():
+        before = resolve(CompareConfig, {}, record)
+        changed = [key for key in CompareConfig.model_fields if getattr(before, key) != getattr(config, key)]
+        allowed = {"methods", "seeds", "target"}  # more rows, more seeds: what was run stays valid
+        if wrong := sorted(set(changed) - allowed):
+            raise ValueError(f"out must hold the same comparison ({out} differs in {', '.join(wrong)}): choose another")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"out must be a new or empty folder, or one of a comparison ({out} is neither)")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(to_toml(config), encoding="utf-8")
+
+
+def _make(planned: Planned, console: Console, name: str) -> str:
+    """Make, or go on with, one run in a process of its own; return what to tell of it."""
+    if result := read_result(planned.folder):
+        if read_config(planned.folder) != planned.config:
+            raise ValueError(f"{planned.folder} must be a run of this comparison (its config.toml differs): remove it")
+        return f"kept, {_summary(result)}"
+    command = [sys.executable, "-m", "asyncprop", "train", "--quiet"]
+    if (planned.folder / "checkpoint").exists():
+        command += ["--resume", str(planned.folder)]
+    else:
+        shutil.rmtree(planned.folder, ignore_errors=True)
+        file = planned.folder.with_suffix(".toml")
+        file.write_text(to_toml(planned.config), encoding="utf-8")
+        command += ["--config", str(file), "--out", str(planned.folder)]
+    with console.status(name):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = read_result(planned.folder)
+    if done.returncode or result is None:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"{name} failed: {said[-1]}")
+    return _summary(result)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    return f"best {result['metric']} {result['best_metric']:.4f}, {result['train_s']:.1f} s of training"

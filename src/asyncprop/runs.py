@@ -1,0 +1,162 @@
+"""Run: the folder of one run: its configuration and environment, a line per step and epoch, result, checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from asyncprop.config import TrainConfig, resolve, to_toml
+
+
+class Run:
+    """An open run folder.
+
+    Args:
+        path: of the folder.
+        config: what is run.
+        steps, epochs: how many lines of `steps.jsonl` and `epochs.jsonl` count; what a killed run wrote after its last
+            checkpoint is cut off.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, *, steps: int = 0, epochs: int = 0) -> None:
+        self.path, self.config = path, config
+        self._steps = _reopen(path / "steps.jsonl", steps)
+        self._epochs = _reopen(path / "epochs.jsonl", epochs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._steps.close()
+        self._epochs.close()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last good checkpoint."""
+        return self.path / "checkpoint"
+
+    def add_step(self, row: dict[str, Any]) -> None:
+        """Append a line to `steps.jsonl`."""
+        self._steps.write(json.dumps(row) + "\n")
+
+    def add_epoch(self, row: dict[str, Any]) -> None:
+        """Append a line to `epochs.jsonl`."""
+        self._epochs.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Bring all lines to the disk: a checkpoint that counts them comes next."""
+        for file in (self._steps, self._epochs):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write `result.json`."""
+        self.flush()
+        write_json(self.path / "result.json", result)
+
+
+def create_run(path: Path | None, config: TrainConfig) -> Run:
+    """Make a run folder: `path`, which must be new or empty, or one under `runs/` named by time, task and method."""
+    if path is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = Path("runs") / f"{stamp}-{config.task}-{config.method}-{config.seed}"
+        number = 1
+        while path.exists():
+            number += 1
+            path = path.with_name(f"{stamp}-{config.task}-{config.method}-{config.seed}-{number}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"out must be a new or empty folder ({path} is not): choose another, or --resume {path}")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    write_json(path / "environment.json", environment())
+    return Run(path, config)
+
+
+def open_run(path: Path) -> Run:
+    """Open the folder of a run that is to go on from its checkpoint."""
+    config = read_config(path)
+    try:
+        position = json.loads((path / "checkpoint" / "position.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"resume must be a run with a checkpoint ({path} has none yet): start the run anew") from None
+    return Run(path, config, steps=position["steps"], epochs=len(position["history"]))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Return the configuration of the run in a folder."""
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"resume must be the folder of a run ({path} has no config.toml)")
+    return resolve(TrainConfig, {}, path / "config.toml")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return what a finished run found; None if it is not finished."""
+    try:
+        content: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file aside and rename it, so that it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware, commit and command: what goes with every number."""
+    return {
+        "asyncprop": _version("asyncprop"),
+        "torch": _version("torch"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": _commit(),
+        "command": " ".join(["asyncprop", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _reopen(path: Path, lines: int) -> TextIO:
+    """Open a file of lines for appending after its first `lines`."""
+    if path.exists():
+        with path.open("r+b") as file:
+            for number in range(lines):
+                if not file.readline().endswith(b"\n"):
+                    raise ValueError(f"{path} must have {lines} whole lines (it has {number}): the run is damaged")
+            file.truncate(file.tell())
+    return path.open("a", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Bench: its arithmetic, its contestants and its workloads. Never a time that a test depends on."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from asyncprop import Decoupled
+from asyncprop.bench import gpu
+from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
+from asyncprop.bench.engine import contestants, figures
+from asyncprop.bench.memory import AllForwardFirst
+from asyncprop.bench.workloads import WORKLOADS, Workload, choose
+from asyncprop.report.tables import print_bench, print_gpu, print_memory
+
+SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
+MEASURED = {
+    "limit": [1.0, 2.0, 9.0], "sgd_one_thread": [4.0, 4.0, 4.0], "sgd_all_threads": [2.0, 3.0, 4.0],
+    "ddp": [3.0, 3.0, 3.0], "async_lu": [2.0, 2.5, 4.0], "no_telemetry": [2.0, 2.0, 4.0], "lockstep": [2.0, 6.0, 4.0],
+}  # fmt: skip
+
+
+def test_figures_are_medians_and_their_ratios() -> None:
+    made = figures(SMALL, MEASURED)
+    assert (made["limit_s"], made["async_lu_s"], made["efficiency"]) == (2.0, 2.5, 0.8)
+    assert made["vs_best_sync"] == 3.0 / 2.5
+    assert made["lockstep_vs_loop"] == 1.0  # the median of 1, 2 and 1
+    assert made["telemetry_cost"] == 1.0
+    stream = io.StringIO()
+    print_bench({"workloads": [made]}, stream)
+    assert "0.800" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks"),
+    [(Loop(1), 2), (Ddp(), 2), (Async(Decoupled(1, 2)), 1), (Async(Decoupled(), lockstep=True, threads=1), 1)],
+    ids=["limit", "ddp", "async", "lockstep"],
+)
+def test_every_kind_of_contestant_trains(kind: Any, ranks: int) -> None:
+    with Contestant(kind, SMALL, ranks) as contestant:
+        assert contestant.measure(3) > 0
+        assert contestant.measure(3) > 0
+
+
+def test_a_contestant_that_fails_says_so() -> None:
+    with Contestant(Loop(1), Workload("wrong", "no-such-task")) as contestant:
+        with pytest.raises(RuntimeError, match="Loop on wrong: ValueError: task must be one of"):
+            contestant.measure(1)
+
+
+def test_what_is_measured() -> None:
+    assert {"limit", "sgd_one_thread", "sgd_all_threads", "ddp", "async_lu", "lockstep"} <= set(contestants(False))
+    assert len(contestants(True)) > len(contestants(False))
+    assert choose("mlp, lstm") == [WORKLOADS["mlp"], WORKLOADS["lstm"]]
+
+
+def test_the_worst_case_of_memory_is_forced() -> None:
+    turn = AllForwardFirst(lanes=2, last_layer=3)
+    with turn.at(0, "read", 3), turn.at(1, "read", 3), turn.at(0, "write", 3):
+        pass  # passes: both have come to the last layer
+
+
+def test_the_gpu_benchmark_runs_the_same_code_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "BATCHES": 2, "WARM_BATCHES": 1}.items():
+        monkeypatch.setattr(gpu, name, value)
+    made = gpu.bench_gpu(io.StringIO(), torch.device("cpu"), (SMALL,))
+    assert [row["method"] for row in made["rows"]] == ["sgd", "async-lu 1F2B", "async-lu 2F2B", "async-bu 2F2B"]
+    assert all(row["seconds_per_batch"] > 0 for row in made["rows"])
+    stream = io.StringIO()
+    print_gpu(made, stream)
+    assert "async-lu 1F2B" in stream.getvalue()
+
+
+def test_memory_figures_are_printed() -> None:
+    keys = ("beyond_sgd_bytes", "expected_bytes", "activations_bytes", "gradients_bytes")
+    row = {"name": "x", "lanes": 2, "ratio": 1.0, "ratio_with_workspaces": 0.98, **dict.fromkeys(keys, 2**20)}
+    stream = io.StringIO()
+    print_memory({"rows": [row]}, stream)
+    assert "0.980" in stream.getvalue()

@@ -1,0 +1,112 @@
+"""The command: exit codes, one line for what is wrong, and nothing slow before it is needed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncprop.cli import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+WRONG = [
+    (["train", "digits", "--epochs", "0"], r"--epochs must be >= 1 \(got 0\)"),
+    (["train", "digits", "--lr", "fast"], "--lr must be a valid number"),
+    (["train", "digits", "--turn", "left"], "--turn must be 'free' or 'lockstep'"),
+    (["train", "digits", "--device", "tpu"], "--device must be of the form"),
+    (["train", "digits", "--colour", "red"], "Unknown option: --colour"),
+    (["train", "digits", "--lr"], "requires an argument"),
+    (["train"], "task must be given"),
+    (["train", "mnist"], "task must be one of digits"),
+    (["train", "digits", "--method", "adam"], "method must be one of sgd"),
+    (["train", "digits", "--config", "none.toml"], "config must be a readable file"),
+    (["train", "--resume", "nowhere"], r"resume must be the folder of a run \(nowhere"),
+    (["train", "digits", "--resume", "nowhere"], "resume takes no other option"),
+    (["train", "cifar10"], "data-dir must be given for cifar10"),
+    (["trian"], 'Did you mean "train"'),
+    (["compare", "digits", "--seeds", "0"], r"--seeds must be >= 1 \(got 0\)"),
+    (["compare", "digits", "--methods", "sgd,magic"], "method must be one of"),
+    (["compare", "digits", "--json", "no/such/folder.json"], "must be in a folder that exists"),
+    (["data", "fetch", "mnist"], "name must be one of digits"),
+    (["bench", "engine", "--workloads", "vgg"], "workloads must be some of"),
+    (["bench", "engine", "--rounds", "0"], r"--rounds.*[Mm]ust be >= 1"),
+    (["bench", "engine", "--seconds", "0"], r"--seconds.*[Mm]ust be > 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("asyncprop: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_and_resuming(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    code, out, err = call(capsys, "train", "digits", "--epochs", "1", "--train-samples", "64", "--out", folder)
+    assert code == 0
+    assert re.match(r"best accuracy 0\.\d{4} \(epoch 1\), target 0\.95 ", out)
+    assert "epoch 1/1" in err
+    code, again, err = call(capsys, "train", "--resume", folder, "--quiet")
+    assert (code, again, err) == (0, out, "")
+
+
+def test_a_run_can_be_repeated_from_its_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--epochs", "1", "--train-samples", "64", "--turn", "lockstep", "--quiet"]
+    call(capsys, "train", "digits", *options, "--out", str(tmp_path / "a"))
+    call(capsys, "train", "--config", str(tmp_path / "a" / "config.toml"), "--quiet", "--out", str(tmp_path / "b"))
+    ours, theirs = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    assert ours["best_metric"] == theirs["best_metric"]
+    assert (tmp_path / "a" / "config.toml").read_text() == (tmp_path / "b" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tasks"], ["fashion-mnist", "ResNet-18", "imagenet"]),
+        (["methods"], ["sgd", "async-lu", "block"]),
+        (["data", "list"], ["rotten-tomatoes", "cifar10", "MIT"]),
+        (["--version"], ["0.1.0"]),
+        (["train", "--help"], ["--backward-threads", "--resume"]),
+    ],
+)
+def test_listings(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0
+    assert all(word in out for word in words)
+
+
+def test_comparing_writes_what_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(
+        capsys, "compare", "digits", "--methods", "sgd", "--seeds", "1", "--epochs", "1", "--train-samples", "64",
+        "--out", str(tmp_path / "c"), "--json", str(tmp_path / "c.json"), "--markdown", str(tmp_path / "c.md"),
+        "--quiet",
+    )  # fmt: skip
+    assert code == 0
+    assert "time to target" in out
+    rows = json.loads((tmp_path / "c.json").read_text())
+    assert {"task", "epochs", "seeds", "target", "rows"} <= set(rows)
+    assert "| sgd |" in (tmp_path / "c.md").read_text()
+
+
+def test_help_does_not_import_pytorch() -> None:
+    code = "import sys\nfrom asyncprop.cli import main\ntry:\n main(['train', '--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"

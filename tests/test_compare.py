@@ -1,0 +1,110 @@
+"""Compare: the plan, what is kept, and the arithmetic of its rows."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncprop.config import CompareConfig
+from asyncprop.methods.compare import _plan, compare
+from asyncprop.report.rows import comparison
+from asyncprop.report.tables import comparison_markdown, print_comparison
+
+SMALL = {"task": "digits", "epochs": 2, "train_samples": 320, "test_samples": 100}
+
+
+def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd,async-lu, async-bu:momentum=0.5:lr=0.1", seeds=3, **SMALL)
+    plan = list(_plan(config, tmp_path))
+    first = "async-bu:momentum=0.5:lr=0.1"
+    assert [(planned.label, planned.config.seed) for planned in plan] == [
+        ("sgd", 0), ("async-lu", 0), (first, 0),
+        ("async-lu", 1), (first, 1), ("sgd", 1),
+        (first, 2), ("sgd", 2), ("async-lu", 2),
+    ]  # fmt: skip
+    assert {(p.config.momentum, p.config.lr) for p in plan if p.label == first} == {(0.5, 0.1)}
+    assert {p.config.epochs for p in plan} == {2}
+    assert len({p.folder for p in plan}) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": "sgd,adam"}, "method must be one of"),
+        ({"methods": "sgd,sgd"}, "must be different"),
+        ({"methods": "sgd:lr"}, "NAME:OPTION=VALUE"),
+        ({"methods": "sgd:colour=red"}, "colour is no option"),
+        ({"target": "high"}, "target must be a number"),
+        ({"target": "1.5"}, "target must be a number"),
+        ({"task": "mnist"}, "task must be one of"),
+    ],
+)
+def test_what_cannot_be_compared(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(CompareConfig(**{**SMALL, **options}), tmp_path / "out", io.StringIO())
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_comparison_is_made_once(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd,async-lu", seeds=1, target="0.01", **SMALL)
+    said = io.StringIO()
+    made = compare(config, tmp_path / "out", said)
+    assert [row["method"] for row in made["rows"]] == ["sgd", "async-lu"]
+    assert all(row["reached"] == row["n"] == 1 for row in made["rows"])
+    again = compare(config, tmp_path / "out", said)
+    assert again["rows"] == made["rows"]
+    assert said.getvalue().count("kept,") == 2
+    with pytest.raises(ValueError, match="differs in epochs"):
+        compare(config.model_copy(update={"epochs": 3}), tmp_path / "out", said)
+    (tmp_path / "out" / "sgd_seed-0" / "result.json").unlink()
+    third = compare(config, tmp_path / "out", io.StringIO())  # goes on from its checkpoint: nothing is left to train
+    assert third["rows"][0]["best_accuracy_mean"] == made["rows"][0]["best_accuracy_mean"]
+
+
+def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd:lr=1e30", seeds=1, **SMALL)
+    with pytest.raises(RuntimeError, match=r"\[1/1\] sgd:lr=1e30 seed 0 failed: .*NonFiniteError"):
+        compare(config, tmp_path / "out", io.StringIO())
+
+
+def run(*metrics: float, memory: int = 10, seconds: float = 2.0) -> dict[str, Any]:
+    history = [{"epoch": n, "test_metric": metric, "train_s": n * seconds} for n, metric in enumerate(metrics, start=1)]
+    return {
+        "task": "digits", "metric": "accuracy", "epochs": len(metrics), "best_metric": max(metrics),
+        "final_metric": metrics[-1], "train_s": len(metrics) * seconds, "samples_per_s": 100.0,
+        "mean_staleness": 0.5, "peak_memory_bytes": memory, "history": history,
+    }  # fmt: skip
+
+
+RESULTS = {"a": [run(0.5, 0.9), run(0.7, 0.8, memory=20)], "b": [run(0.6, 0.6), run(0.2, 0.85, seconds=4.0)]}
+
+
+def test_rows_with_a_target_that_was_given() -> None:
+    made = comparison(RESULTS, 0.84)
+    a, b = made["rows"]
+    assert (made["target"], made["seeds"], made["epochs"]) == (0.84, 2, 2)
+    assert a["best_accuracy_mean"] == pytest.approx(0.85)
+    assert a["best_accuracy_std"] == pytest.approx(0.05 * 2**0.5)
+    assert (a["reached"], a["time_to_target_s_mean"], a["epochs_to_target_mean"]) == (1, 4.0, 2.0)
+    assert (b["reached"], b["time_to_target_s_mean"], b["time_to_target_s_std"]) == (1, 8.0, None)
+    assert a["peak_memory_bytes"] == 20
+    assert b["epochs_to_own_best_mean"] == 1.5
+
+
+def test_rows_with_the_best_of_the_worst_run_as_target() -> None:
+    made = comparison(RESULTS, None)
+    assert made["target"] == 0.6
+    assert [row["reached"] for row in made["rows"]] == [2, 2]
+
+
+def test_a_target_that_nobody_reached() -> None:
+    made = {**comparison(RESULTS, 0.99), "environment": dict.fromkeys(
+        ("command", "commit", "torch", "python", "cores", "processor", "started"), "x")}  # fmt: skip
+    assert made["rows"][0]["time_to_target_s_mean"] is None
+    stream = io.StringIO()
+    print_comparison(made, stream)
+    assert stream.getvalue().count("not reached (0 of 2)") == 4
+    assert "| a | 0.8500 ± 0.0707 |" in comparison_markdown(made)
+    json.dumps(made)

@@ -1,0 +1,83 @@
+"""The device itself: what the fake one cannot show."""
+
+import io
+
+import pytest
+import torch
+
+import asyncprop as ap
+from asyncprop.bench import gpu
+from asyncprop.bench.workloads import Workload
+from asyncprop.testing import TINY, cross_entropy, plain_loop, twins
+
+pytestmark = pytest.mark.cuda
+DEVICE = "cuda"
+
+
+def on_device(count: int, task: str = "mlp") -> list[tuple[torch.Tensor, ...]]:
+    return [tuple(tensor.to(DEVICE) for tensor in batch) for batch in TINY[task].batches(count)]
+
+
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize("task", TINY)
+def test_lockstep_equals_the_plain_loop(task: str) -> None:
+    ours, theirs = twins(TINY[task].seeded_model().to(DEVICE))
+    batches = on_device(10, task)
+    with ap.Engine(ours, sgd(ours), cross_entropy, turn="lockstep") as engine:
+        losses = [step.loss for step in engine.run(batches)]
+    assert losses == pytest.approx(plain_loop(theirs, sgd(theirs), batches), rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [ap.Decoupled(1, 2), ap.Decoupled(2, 2), ap.Coupled(2)])
+def test_every_batch_is_used_once_and_times_are_told(workers: ap.Decoupled | ap.Coupled) -> None:
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    with ap.Engine(model, sgd(model), cross_entropy, workers=workers) as engine:
+        steps = list(engine.run(on_device(50)))
+        assert engine.statistics().versions == (50, 50)
+    assert sorted(step.index for step in steps) == list(range(50))
+    assert all(step.forward_s > 0 and step.backward_s > 0 for step in steps)
+
+
+def test_training_learns() -> None:
+    model = TINY["resnet"].seeded_model().to(DEVICE)
+    batch = on_device(1, "resnet")[0]
+    with ap.Engine(model, sgd(model), cross_entropy) as engine:
+        losses = [step.loss for step in engine.run([batch] * 60)]
+    assert sum(losses[-10:]) < sum(losses[:10]) / 2
+
+
+@pytest.mark.parametrize("choice", ["raise", "skip"])
+def test_losses_that_are_not_finite(choice: str) -> None:
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    batches = on_device(6)
+    batches[3] = (batches[3][0] * float("nan"), batches[3][1])
+    engine = ap.Engine(model, sgd(model), cross_entropy, on_nonfinite=choice)
+    if choice == "raise":
+        with pytest.raises(ap.NonFiniteError), engine:
+            list(engine.run(batches))
+        return
+    with engine:
+        skipped = [step.index for step in engine.run(batches) if step.skipped]
+    assert skipped == [3]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_two_hundred_engines_leave_no_memory() -> None:
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    batches = on_device(2)
+    used = []
+    for _ in range(200):
+        with ap.Engine(model, sgd(model), cross_entropy) as engine:
+            list(engine.run(batches))
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] <= used[10]
+
+
+def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "BATCHES": 2, "WARM_BATCHES": 1}.items():
+        monkeypatch.setattr(gpu, name, value)
+    made = gpu.bench_gpu(io.StringIO(), None, (Workload("small", "synthetic-vectors", width=8, batch_size=8),))
+    assert all(row["peak_memory_bytes"] > 0 for row in made["rows"])

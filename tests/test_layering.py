@@ -1,0 +1,61 @@
+"""Layering: imports point down only, and nothing but the table knows the methods' names."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import asyncprop
+
+HOUSE = Path(asyncprop.__file__).parent
+# From the bottom up; a part may import parts below it, and itself.
+ORDER = ["trace", "devices", "engine", "config", "testing", "tasks", "runs", "checkpoint", "report", "methods",
+         "bench", "interrupt", "progress", "listing", "cli", "__main__"]  # fmt: skip
+FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(HOUSE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Parts of asyncprop that a file imports, wherever in it; for type checkers only counts, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "asyncprop" else [f"asyncprop.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("asyncprop.")}
+    engine_names = {"Engine", "Decoupled", "Coupled", "BlockUpdate", "LayerUpdate"}
+    return {"engine" if name in engine_names else name for name in found} - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_imports_point_down(path: Path) -> None:
+    place = ORDER.index(part_of(path))
+    above = {name for name in imports_of(path) if ORDER.index(name) > place}
+    # The tiny ResNet of the tests is the tasks' own; the command's progress tells of sessions by their type alone.
+    assert not above - ({"tasks"} if part_of(path) == "testing" else set())
+
+
+def test_report_reads_files_and_trains_nothing() -> None:
+    for path in (HOUSE / "report").glob("*.py"):
+        assert imports_of(path) <= {"report"}
+        assert "import torch" not in path.read_text()
+
+
+def test_only_the_table_knows_the_names_of_methods() -> None:
+    for path in FILES:
+        if part_of(path) in ("methods", "bench", "config"):
+            continue
+        code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)
+        assert not re.search(r"[\"'](async-lu|async-bu|sgd)[\"']", code) or "recipes" in path.name
+
+
+def test_files_are_small() -> None:
+    lengths = {str(path.relative_to(HOUSE)): len(path.read_text().splitlines()) for path in FILES}
+    assert not {name: length for name, length in lengths.items() if length > 400}

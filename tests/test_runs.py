@@ -1,0 +1,71 @@
+"""Runs: the folder of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from asyncprop.config import TrainConfig
+from asyncprop.runs import Run, create_run, environment, open_run, read_config, read_result, write_json
+
+CONFIG = TrainConfig(task="digits", epochs=2)
+
+
+def test_a_new_run_has_configuration_and_environment(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run", CONFIG) as run:
+        run.add_step({"step": 0})
+        run.add_epoch({"epoch": 1})
+        assert read_result(run.path) is None
+        run.finish({"best_metric": 0.5})
+    assert read_config(tmp_path / "run") == CONFIG
+    assert read_result(tmp_path / "run") == {"best_metric": 0.5}
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["torch"].startswith("2.")
+    assert (tmp_path / "run" / "steps.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_folders_are_named_by_what_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with create_run(None, CONFIG) as first, create_run(None, CONFIG) as second:
+        assert first.path != second.path
+        assert first.path.parent == Path("runs")
+        assert "digits-async-lu-0" in first.path.name
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="out must be a new or empty folder"):
+        create_run(tmp_path, CONFIG)
+
+
+def test_lines_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"st')
+    with Run(tmp_path, CONFIG, steps=1) as run:
+        run.add_step({"step": 9})
+    assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 9}\n'
+
+
+def test_a_run_that_lost_lines_is_told(tmp_path: Path) -> None:
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(ValueError, match="must have 5 whole lines"):
+        Run(tmp_path, CONFIG, steps=5)
+
+
+def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.toml"):
+        read_config(tmp_path)
+    with create_run(tmp_path / "run", CONFIG):
+        pass
+    with pytest.raises(ValueError, match="has none yet"):
+        open_run(tmp_path / "run")
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"new": object()})
+    assert json.loads(file.read_text()) == {"old": 1}
+
+
+def test_the_environment_says_where_numbers_come_from() -> None:
+    assert {"asyncprop", "torch", "python", "cores", "processor", "commit", "command", "started"} <= set(environment())
