@@ -1,5 +1,8 @@
 """Devices: what the engine asks of one. CUDA's own part is in test_cuda.py."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -47,3 +50,25 @@ def test_tensors_are_found_wherever_a_batch_keeps_them() -> None:
     a, b = torch.ones(1), torch.ones(2)
     assert [len(t) for t in tensors_in({"x": (a, [b, None]), "y": Record()})] == [1, 2, 3]
     assert list(tensors_in("text")) == []
+
+
+FAULTS = """
+import ctypes, resource, sys, torch, asyncprop
+torch.set_num_threads(1)
+if int(sys.argv[1]):
+    asyncprop.keep_freed_memory()
+else:
+    ctypes.CDLL(None).mallopt(-3, 1 << 17)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    torch.ones(1 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+def test_freed_memory_is_kept() -> None:
+    def faults(kept: int) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS, str(kept)], capture_output=True, check=True).stdout)
+
+    assert faults(1) < faults(0) / 10

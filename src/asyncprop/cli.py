@@ -96,8 +96,9 @@ def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[
     from asyncprop.methods.train import Interrupted, Session
     from asyncprop.methods.train import train as train_session
     from asyncprop.progress import progress_on
+    from asyncprop.tasks import get_task
 
-    keep_freed_memory()
+    keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
     session = Session(config, checkpoint)
     observer = progress_on(sys.stderr, quiet=quiet)
     with Interrupt(sys.stderr) as interrupt, open_folder() as run:

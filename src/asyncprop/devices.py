@@ -176,12 +176,17 @@ def device_of(parameters: list[torch.nn.Parameter]) -> Device:
     raise ValueError(f"model must be on a cpu or cuda device (got {device}): move it with model.to('cpu')")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, large_tensors: bool = False) -> bool:
     """Tell the C library to keep the memory of freed tensors, instead of giving it back to the system each batch.
 
     Activations are allocated and freed once a batch. With glibc's defaults each batch faults its pages in anew, with
     several threads all the more (5 to 10 % of a small ResNet's time). It is a setting of the whole process, so it is
-    for programs to call, once, at their start: the command and the benchmarks do, for every method alike.
+    for programs to call, once, before their first thread: the command and the benchmarks do, for every method alike.
+
+    Args:
+        large_tensors: whether tensors of more than 64 MiB come and go with each batch (such as the workspace of an
+            LSTM: 97 MiB for 64 texts of 100 tokens). They fit no thread's heap, so all threads then share one heap.
+            That saves such a model 17 % of its time, and costs one of many small tensors 20 % (a narrow ResNet).
 
     Returns:
         Whether there was a C library that takes the settings (glibc).
@@ -190,10 +195,11 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
-    # One arena: those of threads hold nothing above 64 MiB, and an LSTM's gradients are larger. It costs waiting for
-    # the arena's lock: about 2 % of a narrow ResNet, against 17 % of an LSTM.
-    settings = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, arena_max: 1}
+    trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8  # M_TRIM_THRESHOLD and so on
+    # The pad is more than a thread's heap can hold, so that a heap that becomes empty is kept, too.
+    settings = {mmap_threshold: 1 << 30, trim_threshold: 2**31 - 1, top_pad: 128 << 20}
+    if large_tensors:
+        settings[arena_max] = 1
     return all(mallopt(setting, value) for setting, value in settings.items())
 
 

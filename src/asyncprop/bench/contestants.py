@@ -158,9 +158,10 @@ class Contestant:
 
 def _live(kind: Kind, workload: Workload, rank: int, ranks: int, meet: Path, pipe: Connection) -> None:
     from asyncprop.devices import keep_freed_memory
+    from asyncprop.tasks import get_task
 
-    keep_freed_memory()
     try:
+        keep_freed_memory(large_tensors=get_task(workload.task).large_tensors)
         serve: Callable[[int], float | None] = _started(kind.serve(workload, rank, ranks, meet))
         while True:
             pipe.send(serve(pipe.recv()))

@@ -132,7 +132,7 @@ _ROWS = (
     Task("synthetic-images", "ResNet-18 on 28x28 noise", "synthetic", _synthetic_images,
          partial(_resnet18, 10, 1, "cifar"), recipes.SYNTHETIC, target=0.95),
     Task("synthetic-text", "LSTM on random sequences of 100", "synthetic", _synthetic_text,
-         partial(_lstm, 1000), recipes.SYNTHETIC_SEQUENCES, target=0.90),
+         partial(_lstm, 1000), recipes.SYNTHETIC_SEQUENCES, target=0.90, large_tensors=True),
     Task("synthetic-characters", "transformer on a random language", "synthetic", _synthetic_characters,
          partial(_transformer, 64, 64), recipes.SYNTHETIC_SEQUENCES, target=0.85),
     Task("synthetic-vectors", "MLP with six hidden layers of 1024 on random vectors", "synthetic", _synthetic_vectors,
@@ -150,7 +150,7 @@ _ROWS = (
     Task("imagenet", "ResNet-50 (paper, Table 5)", "imagenet", _imagenet, partial(_resnet50, 1000, 3, "imagenet"),
          recipes.IMAGENET_RESNET50, target=0.73, workers=2),
     Task("imdb", "LSTM on film reviews (paper, Table 6)", "imdb", _imdb, partial(_lstm, text.VOCABULARY),
-         recipes.IMDB_LSTM, target=0.85),
+         recipes.IMDB_LSTM, target=0.85, large_tensors=True),
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 

@@ -43,6 +43,7 @@ class Task:
         stands_in_for: the paper's task of the same shape, if it is one that can be had instead. Its figures are never
             called by that name.
         workers: processes that make batches ahead of time.
+        large_tensors: whether a pass makes tensors of more than 64 MiB (see `devices.keep_freed_memory`).
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     metric: str = "accuracy"
     stands_in_for: str | None = None
     workers: int = 0
+    large_tensors: bool = False
 
     def load(
         self, *, data_dir: Path | None = None, train_samples: int | None = None, test_samples: int | None = None
