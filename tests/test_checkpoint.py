@@ -1,13 +1,15 @@
 """Checkpoint: whole or not at all, whenever the process dies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import asyncprop.checkpoint as module
-from asyncprop.checkpoint import Position, load_checkpoint, save_checkpoint
+from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.testing import TINY, plain_loop, same_state
+from asyncprop.trace import Step
 
 
 def trained(batches: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -21,10 +23,10 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained(3)
     position = Position(epoch=1, batch=2, steps=3, samples=12, history=[{"epoch": 1, "test_metric": 0.5}])
     torch.manual_seed(5)
-    save_checkpoint(tmp_path / "checkpoint", model, optimizer, position)
+    save_checkpoint(tmp_path / "checkpoint", model, [rank_state(optimizer, {"blocks": [["a"]]})], position)
     expected = torch.rand(3)
     other, its_optimizer = trained(1)
-    assert load_checkpoint(tmp_path / "checkpoint", other, its_optimizer) == position
+    assert load_checkpoint(tmp_path / "checkpoint", other, its_optimizer) == (position, {"blocks": [["a"]]})
     assert same_state(other.state_dict(), model.state_dict())
     assert same_state(its_optimizer.state_dict(), optimizer.state_dict())
     assert torch.equal(torch.rand(3), expected)
@@ -33,7 +35,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 def test_only_the_last_one_is_kept(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     for steps in range(3):
-        save_checkpoint(tmp_path / "checkpoint", model, optimizer, Position(steps=steps))
+        save_checkpoint(tmp_path / "checkpoint", model, [rank_state(optimizer, {})], Position(steps=steps))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoint-000000002-00000"]
 
 
@@ -50,7 +52,7 @@ def test_dying_at_any_stage_leaves_a_good_one(tmp_path: Path, monkeypatch: pytes
 
     model, optimizer = trained(1)
     link = tmp_path / "checkpoint"
-    save_checkpoint(link, model, optimizer, Position(steps=1))
+    save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=1))
     home, _, name = stage.rpartition(".")
     owner = {"": module, "torch": torch, "Path": Path, "shutil": module.shutil}[home]
     # Old folders are removed last of all: by then the new checkpoint stands.
@@ -59,18 +61,40 @@ def test_dying_at_any_stage_leaves_a_good_one(tmp_path: Path, monkeypatch: pytes
         if stage == "shutil.rmtree":
             patch.setattr(owner, name, lambda path, **_: die() if Path(path).exists() else None)
         with pytest.raises(Killed):
-            save_checkpoint(link, model, optimizer, Position(steps=2))
-    found = load_checkpoint(link, *trained(2))
+            save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=2))
+    found, _ = load_checkpoint(link, *trained(2))
     assert found.steps == (2 if stage == "shutil.rmtree" else 1)
-    save_checkpoint(link, model, optimizer, Position(steps=2))
-    assert load_checkpoint(link, *trained(1)).steps == 2
+    save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=2))
+    assert load_checkpoint(link, *trained(1))[0].steps == 2
 
 
 def test_of_another_model_or_none_at_all(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     with pytest.raises(ValueError, match="resume must be a run with a checkpoint"):
         load_checkpoint(tmp_path / "checkpoint", model, optimizer)
-    save_checkpoint(tmp_path / "checkpoint", model, optimizer, Position())
+    save_checkpoint(tmp_path / "checkpoint", model, [rank_state(optimizer, {})], Position())
     other = TINY["mlp"].model()
     with pytest.raises(ValueError, match="must be a checkpoint of this model"):
         load_checkpoint(tmp_path / "checkpoint", other, torch.optim.SGD(other.parameters(), lr=0.1))
+
+
+def test_each_rank_has_its_own_optimizer_back(tmp_path: Path) -> None:
+    first, second = trained(1), trained(3)
+    states = [rank_state(first[1], {}), rank_state(second[1], {"blocks": []})]
+    save_checkpoint(tmp_path / "checkpoint", first[0], states, Position())
+    for rank, expected in ((0, first), (1, second), (2, first)):  # a rank that was not there begins as the first
+        model, optimizer = trained(2)
+        _, state = load_checkpoint(tmp_path / "checkpoint", model, optimizer, rank=rank)
+        assert same_state(optimizer.state_dict(), expected[1].state_dict())
+        assert same_state(model.state_dict(), first[0].state_dict())
+        assert state == ({"blocks": []} if rank == 1 else {})
+
+
+def test_positions_of_ranks_are_added_up() -> None:
+    before = Position(epoch=1, batch=3, steps=10, samples=100, staleness=5.0, loss=2.0, epoch_steps=4)
+    ranks = [replace(before) for _ in range(2)]
+    for position, batches in zip(ranks, (1, 3), strict=True):
+        for index in range(batches):
+            position.add(Step(index=index, loss=0.5, batch_size=8, staleness=(1, 1)))
+    ranks[0].add_up(before, ranks)
+    assert (ranks[0].steps, ranks[0].samples, ranks[0].staleness, ranks[0].loss) == (14, 132, 9.0, 4.0)

@@ -290,8 +290,8 @@ def test_two_hundred_engines_leave_nothing_behind() -> None:
         for _ in range(200):
             with ap.Engine(model, optimizer, cross_entropy) as engine:
                 list(engine.run(batches))
-                lanes += [weakref.ref(lane) for lane in engine._lanes]
-                lanes += [weakref.ref(leaf) for leaf in engine._lanes[0].leaves.values()]
+                lanes += [weakref.ref(lane) for lane in engine._lanes.lanes]
+                lanes += [weakref.ref(leaf) for leaf in engine._lanes.lanes[0].leaves.values()]
     finally:
         gc.enable()
     assert threading.active_count() == threads

@@ -10,8 +10,8 @@ import asyncprop
 
 HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.
-ORDER = ["trace", "devices", "engine", "config", "testing", "tasks", "runs", "checkpoint", "report", "methods",
-         "bench", "interrupt", "progress", "listing", "cli", "__main__"]  # fmt: skip
+ORDER = ["trace", "devices", "delay", "engine", "exchange", "config", "testing", "tasks", "runs", "checkpoint",
+         "report", "methods", "bench", "interrupt", "progress", "listing", "launch", "cli", "__main__"]  # fmt: skip
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
 
 
@@ -30,7 +30,7 @@ def imports_of(path: Path) -> set[str]:
         else:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("asyncprop.")}
-    engine_names = {"Engine", "Decoupled", "Coupled", "BlockUpdate", "LayerUpdate"}
+    engine_names = set(asyncprop.engine.__all__)
     return {"engine" if name in engine_names else name for name in found} - {"__version__"}
 
 

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from asyncprop.config import TrainConfig
-from asyncprop.methods import METHODS, open_trainer
+from asyncprop.devices import available_cores
+from asyncprop.methods import METHODS
+from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.methods.train import Interrupted, Session, train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run, open_run
@@ -29,34 +31,38 @@ def run_all(path: Path, given: TrainConfig) -> tuple[dict[str, Any], Session]:
         return train(session, run, Quiet()), session
 
 
+EPOCHS = 8
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_reports(method: str, tmp_path: Path) -> None:
-    result, session = run_all(tmp_path / "run", config(method=method, epochs=4, lr=0.05, target=0.5))
+    result, session = run_all(tmp_path / "run", config(method=method, epochs=EPOCHS, lr=0.05, target=0.5))
     assert result["best_metric"] > 0.5
     assert result["epochs_to_target"] is not None
-    assert (result["epochs"], result["samples"]) == (4, 4 * 320)
-    assert (result["mean_staleness"] == 0.0) == (method == "sgd")
+    assert (result["epochs"], result["samples"]) == (EPOCHS, EPOCHS * 320)
+    workers = METHODS[method].workers
+    assert (result["mean_staleness"] == 0.0) == (workers is None or workers.lanes_on(available_cores()) == 1)
     steps = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps] == list(range(40))
-    assert [row["epoch"] for row in result["history"]] == [1, 2, 3, 4]
+    assert [row["step"] for row in steps] == list(range(10 * EPOCHS))
+    assert [row["epoch"] for row in result["history"]] == list(range(1, EPOCHS + 1))
     assert result["best_metric"] == max(row["test_metric"] for row in result["history"])
-    assert session.position.samples == 4 * 320
+    assert session.position.samples == EPOCHS * 320
 
 
 def test_the_loop_of_sgd_is_the_plain_loop() -> None:
     ours, theirs = twins(TINY["mlp"].seeded_model())
     batches = TINY["mlp"].batches(5)
     make = lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)  # noqa: E731
-    with open_trainer("sgd", ours, make(ours), cross_entropy) as trainer:
+    with SequentialLoop(ours, make(ours), cross_entropy) as trainer:
         losses = [step.loss for step in trainer.run(batches)]
         assert trainer.statistics().batches == 5
     assert losses == plain_loop(theirs, make(theirs), batches)
     assert same_state(ours.state_dict(), theirs.state_dict())
 
 
-@pytest.mark.parametrize("method", ["async-lu", "async-bu"])
+@pytest.mark.parametrize("method", METHODS)
 def test_in_lockstep_every_method_equals_sgd(method: str, tmp_path: Path) -> None:
-    runs = [run_all(tmp_path / name, config(method=name, turn="lockstep")) for name in ("sgd", method)]
+    runs = [run_all(tmp_path / str(n), config(method=name, turn="lockstep")) for n, name in enumerate(("sgd", method))]
     assert same_state(runs[0][1].model.state_dict(), runs[1][1].model.state_dict())
     assert runs[0][0]["best_metric"] == runs[1][0]["best_metric"]
 
@@ -155,7 +161,7 @@ def test_a_failing_run_ends_with_its_cause(tmp_path: Path) -> None:
     [
         ({"task": "mnist"}, "task must be one of"),
         ({"method": "adam"}, "method must be one of"),
-        ({"method": "sgd", "lanes": 2}, "has one loop, and no lanes"),
+        ({"method": "sgd", "lanes": 2}, "lanes must not be given for method sgd"),
         ({"batch_size": 1000}, "batch_size must be from 1 to 320"),
         ({"device": "cuda"}, "device must be one that this machine has"),
     ],

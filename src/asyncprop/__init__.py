@@ -9,18 +9,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asyncprop.delay import Delay
     from asyncprop.devices import keep_freed_memory
-    from asyncprop.engine import BlockUpdate, Coupled, Decoupled, Engine, LayerUpdate, NonFiniteError, Snapshot
+    from asyncprop.engine import (
+        BlockUpdate,
+        Compensation,
+        Coupled,
+        Decoupled,
+        Engine,
+        LayerUpdate,
+        NonFiniteError,
+        Partition,
+        Snapshot,
+    )
+    from asyncprop.exchange import Averaging
     from asyncprop.trace import Statistics, Step
 
 __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(
-        ("BlockUpdate", "Coupled", "Decoupled", "Engine", "LayerUpdate", "NonFiniteError", "Snapshot"),
+        (
+            "BlockUpdate",
+            "Compensation",
+            "Coupled",
+            "Decoupled",
+            "Engine",
+            "LayerUpdate",
+            "NonFiniteError",
+            "Partition",
+            "Snapshot",
+        ),
         "asyncprop.engine",
     ),
     **dict.fromkeys(("Statistics", "Step"), "asyncprop.trace"),
+    "Averaging": "asyncprop.exchange",
+    "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
 }
 
@@ -30,6 +54,10 @@ __all__ = [  # noqa: RUF022
     "Coupled",
     "LayerUpdate",
     "BlockUpdate",
+    "Compensation",
+    "Partition",
+    "Averaging",
+    "Delay",
     "NonFiniteError",
     "Snapshot",
     "Statistics",

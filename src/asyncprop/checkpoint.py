@@ -14,6 +14,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim import Optimizer
 
+from asyncprop.trace import Step
+
 
 @dataclass
 class Position:
@@ -24,7 +26,7 @@ class Position:
         steps, samples: finished since the start.
         train_s: seconds of training.
         staleness: sum over steps of their mean staleness.
-        loss: sum over the present epoch's steps of their losses.
+        loss, epoch_steps: sum over the present epoch's steps of their losses, and their number.
         best_metric, best_epoch: the best test metric so far, and the epochs it took.
         epochs_to_target, time_to_target_s: when the target was first reached.
         peak_memory_bytes: the highest so far.
@@ -38,6 +40,7 @@ class Position:
     train_s: float = 0.0
     staleness: float = 0.0
     loss: float = 0.0
+    epoch_steps: int = 0
     best_metric: float = 0.0
     best_epoch: int = 0
     epochs_to_target: int | None = None
@@ -45,18 +48,49 @@ class Position:
     peak_memory_bytes: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def add(self, step: Step) -> None:
+        """Count a finished batch."""
+        self.batch += 1
+        self.steps += 1
+        self.epoch_steps += 1
+        self.samples += step.batch_size
+        self.staleness += step.mean_staleness
+        self.loss += step.loss
 
-def save_checkpoint(link: Path, model: nn.Module, optimizer: Optimizer, position: Position) -> None:
+    def add_up(self, before: Position, ranks: list[Position]) -> None:
+        """Count what all `ranks` have done since they were all at `before`."""
+        for name in ("steps", "epoch_steps", "samples", "staleness", "loss"):
+            start = getattr(before, name)
+            setattr(self, name, start + sum(getattr(position, name) - start for position in ranks))
+
+    def close_epoch(self, metric: float) -> None:
+        """Go to the start of the next epoch, after a test with this result."""
+        self.epoch, self.batch, self.epoch_steps, self.loss = self.epoch + 1, 0, 0, 0.0
+        if metric > self.best_metric:
+            self.best_metric, self.best_epoch = metric, self.epoch
+
+
+def rank_state(optimizer: Optimizer, trainer: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint keeps of each rank: its optimizer, its trainer's state, and its random state."""
+    return {"optimizer": optimizer.state_dict(), "trainer": trainer, "random": _random_state()}
+
+
+def save_checkpoint(link: Path, model: nn.Module, ranks: list[dict[str, Any]], position: Position) -> None:
     """Write a checkpoint into a new folder beside `link`, then make the symbolic link `link` point to it.
 
     The link is replaced by one rename: at any instant it points to a whole checkpoint, the old one or the new one.
+
+    Args:
+        link: where the last checkpoint is to be found.
+        model: on which all ranks agree.
+        ranks: the `rank_state` of each.
+        position: on which all ranks agree.
     """
     folder = link.with_name(f"{link.name}-{position.steps:09d}-{position.epoch:05d}")
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there, which no link points to
     folder.mkdir()
     save_model(model, str(folder / "model.safetensors"))
-    state = {"optimizer": optimizer.state_dict(), "random": _random_state()}
-    torch.save(state, folder / "optimizer.pt")
+    torch.save(ranks, folder / "ranks.pt")
     (folder / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         _sync(path)
@@ -70,8 +104,15 @@ def save_checkpoint(link: Path, model: nn.Module, optimizer: Optimizer, position
             shutil.rmtree(stale, ignore_errors=True)
 
 
-def load_checkpoint(link: Path, model: nn.Module, optimizer: Optimizer) -> Position:
-    """Bring model, optimizer and random state to where a checkpoint left them; return its position.
+def load_checkpoint(
+    link: Path, model: nn.Module, optimizer: Optimizer, *, rank: int = 0
+) -> tuple[Position, dict[str, Any]]:
+    """Bring model, optimizer and random state to where a checkpoint left them.
+
+    A rank that the checkpoint does not know goes on with the first one's optimizer.
+
+    Returns:
+        Its position, and the state of the rank's trainer.
 
     Raises:
         ValueError: if there is no checkpoint, or it is of another model.
@@ -80,15 +121,19 @@ def load_checkpoint(link: Path, model: nn.Module, optimizer: Optimizer) -> Posit
         raise ValueError(f"resume must be a run with a checkpoint ({link} is none yet): start the run anew")
     try:
         load_model(model, str(link / "model.safetensors"))
-        state = torch.load(link / "optimizer.pt", map_location="cpu", weights_only=True)
+        ranks = torch.load(link / "ranks.pt", map_location="cpu", weights_only=True)
+        is_known = rank < len(ranks)
+        state = ranks[rank if is_known else 0]
         optimizer.load_state_dict(state["optimizer"])
         position = Position(**json.loads((link / "position.json").read_text(encoding="utf-8")))
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{link} must be a checkpoint of this model ({str(error).splitlines()[0]})") from error
+    if not is_known:
+        return position, {}
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return position
+    return position, state["trainer"]
 
 
 def _random_state() -> dict[str, Any]:

@@ -5,9 +5,11 @@ PyTorch is imported by what needs it, so that `--help` and wrong input are answe
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,8 +92,25 @@ def train(
 
 
 def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
-    """Train, and turn every way in which that can end into an exit code."""
-    from asyncprop.devices import keep_freed_memory
+    """Train, on one rank or several, and turn every way in which that can end into an exit code."""
+    from asyncprop.launch import is_rank, launch
+
+    ranks = config.ranks or 1
+    if not is_rank():
+        if ranks == 1:
+            return _train_rank(config, checkpoint, open_folder, quiet=quiet)
+        code, failure = launch(ranks, sys.argv[1:])
+        return _complain(failure, code) if failure else code
+    if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
+        raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
+    return _train_rank(config, checkpoint, open_folder, quiet=quiet or os.environ["RANK"] != "0")
+
+
+def _train_rank(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
+    import torch
+
+    from asyncprop.devices import available_cores, keep_freed_memory
+    from asyncprop.exchange import World
     from asyncprop.interrupt import Interrupt
     from asyncprop.methods.train import Interrupted, Session
     from asyncprop.methods.train import train as train_session
@@ -99,20 +118,28 @@ def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[
     from asyncprop.tasks import get_task
 
     keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
-    session = Session(config, checkpoint)
     observer = progress_on(sys.stderr, quiet=quiet)
-    with Interrupt(sys.stderr) as interrupt, open_folder() as run:
-        go_on = f"to go on: asyncprop train --resume {run.path}"
+    with World() as world, Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
+        if world.size > 1:
+            torch.set_num_threads(available_cores())
+        session = Session(config, checkpoint, world)
+        run = stack.enter_context(open_folder()) if world.is_first else None
+        stack.callback(observer.close)
+        who = "" if world.size == 1 else f"rank {world.rank}: "
+        go_on = f"; to go on: asyncprop train --resume {run.path}" if run else ""
         try:
             result = train_session(session, run, observer, interrupt)
         except Interrupted:
-            return _complain(f"stopped after {session.position.steps} batches; {go_on}", interrupt.exit_code)
+            said = f"{who}stopped after {session.position.steps} batches{go_on}"
+            return _complain(said, interrupt.exit_code) if run else interrupt.exit_code
         except Exception as error:
             traceback.print_exception(error)
-            return _complain(f"the run failed: {type(error).__name__}: {error}; {go_on}", FAILED)
-        finally:
-            observer.close()
-    return _print_result(result, run.path)
+            code = _complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on}", FAILED)
+            if world.size > 1:
+                sys.stderr.flush()
+                os._exit(code)  # threads that wait for this rank's peers would hold it up
+            return code
+    return _print_result(result, run.path) if run else 0
 
 
 @app.command

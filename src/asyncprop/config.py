@@ -33,6 +33,23 @@ class Options(BaseModel):
     lanes: Count | None = Field(
         None, description="Passes in flight at most: more hide uneven passes, fewer keep staleness and memory low."
     )
+    workers: Count | None = Field(None, description="Coupled workers per rank. Default: the method's.")
+    ranks: Count | None = Field(None, description="Processes on this machine that train together. Default: 1.")
+    period: Count | None = Field(None, description="Batches of a rank between two averages. Default: 8.")
+    prepass_epochs: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Epochs before passes become partial (default 1), or steps local (default 0)."
+    )
+    compensation: Literal["none", "constant", "adaptive"] | None = Field(
+        None, description="Correct gradients for what changed since they were begun (DC-ASGD). Default: the method's."
+    )
+    comm_hook: Literal["none", "fp16", "bf16", "powersgd"] | None = Field(
+        None, description="torch's compression of the gradients that ddp exchanges. Default: none."
+    )
+    delay: str | None = Field(
+        None,
+        description="Slow a rank or worker, by waits: rank=1,seconds=0.5 or worker=0,factor=3,every=10; also "
+        "distribution=exponential, seed=N. Several are separated by semicolons.",
+    )
     device: str = Field(
         "cpu", description="Where the model lives: cpu, cuda or cuda:N.", pattern=r"^(cpu|cuda(:\d+)?)$"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
+from asyncprop.engine import Coupled
 from asyncprop.methods import METHODS, Method
 from asyncprop.report.tables import print_table
 from asyncprop.tasks import SOURCES, TASKS
@@ -23,7 +24,7 @@ def print_tasks(stream: TextIO, data_dir: Path | None) -> None:
 def print_methods(stream: TextIO) -> None:
     """Print the table of methods: a column for each axis."""
     rows = [[method.name, *_axes(method), method.summary] for method in METHODS.values()]
-    print_table(stream, ["method", "workers", "update", "exchange", "what"], rows)
+    print_table(stream, ["method", "workers", "update", "partition", "exchange", "what"], rows)
 
 
 def print_data(stream: TextIO) -> None:
@@ -41,5 +42,20 @@ def print_data(stream: TextIO) -> None:
 
 
 def _axes(method: Method) -> list[str]:
-    workers = f"{method.workers.forward} forward, {method.workers.backward} backward" if method.workers else "one loop"
-    return [workers, method.update or "block, in turn", "none"]
+    return [_workers(method), _update(method), method.partition or "all", method.exchange or "–"]
+
+
+def _workers(method: Method) -> str:
+    if method.workers is None:
+        return "one loop"
+    if isinstance(method.workers, Coupled):
+        return f"{method.workers.workers} coupled"
+    return f"{method.workers.forward} forward, {method.workers.backward} backward"
+
+
+def _update(method: Method) -> str:
+    if method.update is None:
+        return "block, in turn"
+    extras: list[str] = [method.update.state] if method.update.state != "shared" else []
+    extras += ["compensated"] if method.update.compensate else []
+    return ", ".join(["layer" if method.update.by_layer else "block", *extras])

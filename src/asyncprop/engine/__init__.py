@@ -1,8 +1,23 @@
 """The engine: asynchronous backpropagation of one model on one device."""
 
+from asyncprop.engine.compensation import Compensation
 from asyncprop.engine.engine import Engine, Snapshot
+from asyncprop.engine.exchange import Exchange
+from asyncprop.engine.partition import Partition
 from asyncprop.engine.turn import Turn
 from asyncprop.engine.update import BlockUpdate, LayerUpdate, NonFiniteError
 from asyncprop.engine.workers import Coupled, Decoupled
 
-__all__ = ["BlockUpdate", "Coupled", "Decoupled", "Engine", "LayerUpdate", "NonFiniteError", "Snapshot", "Turn"]
+__all__ = [
+    "BlockUpdate",
+    "Compensation",
+    "Coupled",
+    "Decoupled",
+    "Engine",
+    "Exchange",
+    "LayerUpdate",
+    "NonFiniteError",
+    "Partition",
+    "Snapshot",
+    "Turn",
+]

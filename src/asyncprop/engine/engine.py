@@ -17,7 +17,7 @@ layer 2, and ! the moment at which that layer is stepped:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,17 +26,17 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
-from asyncprop.engine.channel import Channel
 from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
 from asyncprop.engine.compiled import Warmer
+from asyncprop.engine.exchange import Exchange, Replica
 from asyncprop.engine.feed import Feed
-from asyncprop.engine.lane import Lane, shares_storage
-from asyncprop.engine.layers import Layer, find_layers
+from asyncprop.engine.lanes import Lanes
+from asyncprop.engine.partition import Partition
 from asyncprop.engine.passes import LossFn, OnNonFinite, Passes
 from asyncprop.engine.turn import Turn
-from asyncprop.engine.update import BlockUpdate, LayerUpdate, Stepper, Unit, Update, units_of
-from asyncprop.engine.versions import Versions
+from asyncprop.engine.update import BlockUpdate, LayerUpdate, Update
 from asyncprop.engine.workers import GRACE_S, Coupled, Crew, Decoupled, Workers, intraop_threads
 from asyncprop.trace import Statistics, Step
 
@@ -67,6 +67,9 @@ class Engine:
             Put autocast inside it. Called by several threads at once.
         workers: `Decoupled(forward, backward, lanes)` or `Coupled(workers)`; a string is short for its default.
         update: `LayerUpdate(...)` or `BlockUpdate(...)`; `"layer"` or `"block"` for short.
+        partition: which layers each lane writes, and when; None for all of them, always.
+        exchange: how this replica meets those of other ranks; None for never.
+        delays: who is slowed, to learn what a slow machine or link would do; nobody by default.
         turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time on the caller's own
             thread, takes the next only when the caller asks for the next Step, and equals the plain PyTorch loop bit
             for bit. A `Turn` object forces an order of reads and writes.
@@ -92,6 +95,9 @@ class Engine:
         *,
         workers: Workers | str = "decoupled",
         update: Update | str = "layer",
+        partition: Partition | None = None,
+        exchange: Exchange | None = None,
+        delays: Sequence[Delay] = (),
         turn: Literal["free", "lockstep"] | Turn = "free",
         on_nonfinite: OnNonFinite = "raise",
         telemetry: bool = True,
@@ -109,26 +115,33 @@ class Engine:
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
         self._lockstep = turn == "lockstep"
         self._turn = None if isinstance(turn, str) else turn
-        self._telemetry = telemetry
         self._device = device or device_of(list(model.parameters()))
-        self._lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
+        lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
         self._passes = Passes(
             loss_fn,
             self._device,
             accumulate=self._update.accumulate,
             on_nonfinite=on_nonfinite,
-            telemetry=telemetry,
+            notes_reads=telemetry or self._update.compensate is not None,
             check_graph=lambda losses: check_graph(losses, model),
         )
         self._stopping = threading.Event()
-        self._layers: tuple[Layer, ...] = find_layers(model, _trainable(model, optimizer), self._update.layers)
-        self._versions = Versions(self._lane_count, len(self._layers))
-        self._signature: tuple[Any, ...] | None = None
-        self._units: list[Unit] = []
-        self._lanes: list[Lane] = []
-        self._steppers: list[Stepper] = []
-        self._free: Channel[Lane] = Channel(self._lane_count)
-        self._warmer = Warmer(self._passes, self._lanes) if compiled_parts(model) else None
+        self._lanes = Lanes(
+            model,
+            optimizer,
+            self._update,
+            lane_count,
+            self._device,
+            in_turn=self._lockstep,
+            partition=partition,
+            exchange=exchange,
+            telemetry=telemetry,
+            turn=self._turn,
+            stopping=self._stopping,
+        )
+        self._exchange = exchange
+        self._delays = Delays(delays, current_rank(), self._stopping)
+        self._warmer = Warmer(self._passes, self._lanes.lanes) if compiled_parts(model) else None
         self._feed = Feed(self._prepare_batch)
         self._crew: Crew | None = None
         self._running = False
@@ -138,10 +151,14 @@ class Engine:
     def __enter__(self) -> Self:
         if self._crew:
             raise RuntimeError("an engine can be entered once: make another")
-        intraop = intraop_threads(self._workers, self._lane_count, lockstep=self._lockstep)
+        lanes = self._lanes
+        if self._exchange:
+            self._exchange.open(Replica(self._model, lanes.layers, self._device, self._fail))
+        intraop = intraop_threads(self._workers, lanes.count, lockstep=self._lockstep)
         self._crew = Crew(
-            self._workers, self._feed, self._passes, self._free, self._steppers, intraop, self._lockstep, self._fail
-        )
+            self._workers, self._feed, self._passes, lanes.free, lanes.steppers, self._delays, intraop,
+            self._lockstep, self._finished, self._fail,
+        )  # fmt: skip
         self._crew.start()
         return self
 
@@ -152,6 +169,8 @@ class Engine:
                 self._feed.cancel_submitted()
             if not self._feed.failure:
                 self._feed.leave()
+            if self._exchange and kind is None and not self._feed.failure:
+                self._exchange.settle()
             self._feed.close()
         except BaseException as interrupt:  # a second Ctrl-C while passes in flight are being finished
             self._fail(interrupt)
@@ -181,8 +200,8 @@ class Engine:
         self._running = True
         try:
             self._feed.hold()
-            self._refresh()
-            self._feed.start(iter(loader), lead=1 if self._lockstep else self._lane_count + RUN_AHEAD)
+            self._lanes.refresh()
+            self._feed.start(iter(loader), lead=1 if self._lockstep else self._lanes.count + RUN_AHEAD)
             while (step := self._next_step()) is not None:
                 yield step
                 self._feed.allow_one_more()
@@ -200,8 +219,8 @@ class Engine:
         if self._running:
             raise RuntimeError("run() is reading a loader: exhaust or close its iterator before submit()")
         if self._feed.idle:
-            self._refresh()
-        future = self._feed.submit(batch, room=self._lane_count)
+            self._lanes.refresh()
+        future = self._feed.submit(batch, room=self._lanes.count)
         if self._crew and self._crew.inline:
             self._crew.train_inline()
         return future
@@ -214,6 +233,29 @@ class Engine:
         self._check_open()
         self._feed.hold()
 
+    def settle(self) -> None:
+        """Drain, and let the replicas of all ranks agree: afterwards their models are equal to the bit.
+
+        Every rank must call it; all wait for each other. Without an exchange it only drains. Leaving the `with` block
+        settles, too.
+        """
+        self.drain()
+        if self._exchange:
+            self._exchange.settle()
+            if self._feed.failure:
+                raise self._feed.failure
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs beyond model and optimizer: lanes' private state, measured blocks.
+
+        Empty unless the update has private state or compensation, or there is a partition. Call it when drained.
+        """
+        return self._lanes.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, of an engine with as many lanes; before the first batch."""
+        self._lanes.load_state_dict(state)
+
     def snapshot(self) -> Snapshot:
         """Copy the model's `state_dict` at an instant when no update is half done.
 
@@ -222,8 +264,9 @@ class Engine:
         """
         with self._passes.gate.shut():
             state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-            versions = self._versions.all()
-        return Snapshot(state, {layer.name: version for layer, version in zip(self._layers, versions, strict=True)})
+            versions = self._lanes.versions.all()
+        names = [layer.name for layer in self._lanes.layers]
+        return Snapshot(state, dict(zip(names, versions, strict=True)))
 
     def statistics(self) -> Statistics:
         """Return counts, staleness per layer, queue depth, and each thread's time, as of now."""
@@ -233,10 +276,10 @@ class Engine:
             samples=tally.samples,
             skipped=tally.skipped,
             in_flight=self._feed.in_flight,
-            lanes=self._lane_count,
-            layers=tuple(layer.name for layer in self._layers),
-            versions=tuple(self._versions.all()),
-            staleness=tuple(self._versions.mean_staleness()),
+            lanes=self._lanes.count,
+            layers=tuple(layer.name for layer in self._lanes.layers),
+            versions=tuple(self._lanes.versions.all()),
+            staleness=tuple(self._lanes.versions.mean_staleness()),
             mean_queue_depth=tally.queue_depth / max(1, tally.batches),
             max_queue_depth=tally.max_queue_depth,
             threads=tuple(clock.read() for clock in crew.clocks) if crew else (),
@@ -261,51 +304,20 @@ class Engine:
                 self._close()
             raise
 
-    def _refresh(self) -> None:
-        """Make the lanes, and make them anew if the user has since moved, frozen or switched parts of the model."""
-        signature = _signature(self._optimizer)
-        trainable = _trainable(self._model, self._optimizer)
-        current = {name for layer in self._layers for name in layer.parameters}
-        unchanged = signature == self._signature and trainable == current
-        if unchanged and all(shares_storage(self._model, lane) for lane in self._lanes):
-            return
-        if trainable != current:
-            self._layers = find_layers(self._model, trainable, self._update.layers)
-            self._versions = Versions(self._lane_count, len(self._layers))
-        self._signature = signature
-        self._drop_lanes()
-        self._units = units_of(self._layers, self._update)
-        for index in range(self._lane_count):
-            self._add_lane(index)
-
-    def _add_lane(self, index: int) -> None:
-        lane = Lane(index, self._model, self._layers, self._versions, self._device)
-        if self._telemetry:
-            lane.watch_reads(self._turn)
-        versions = self._versions if self._telemetry else None
-        stepper = Stepper(lane, self._units, self._model, self._optimizer, versions, self._turn, self._stopping)
-        self._lanes.append(lane)
-        self._steppers.append(stepper)
-        self._free.put(lane)
-
-    def _drop_lanes(self) -> None:
-        for lane, stepper in zip(self._lanes, self._steppers, strict=True):
-            stepper.close()
-            lane.close()
-        self._steppers.clear()
-        self._lanes.clear()
-        while len(self._free):
-            self._free.get()
-
     def _prepare_batch(self, batch: Any) -> None:
+        self._lanes.cut_blocks(self._passes.losses, batch)
         if self._warmer:
             self._warmer.prepare(batch, self._feed)
+
+    def _finished(self) -> None:
+        if self._exchange:
+            self._exchange.finished()
 
     def _fail(self, error: BaseException) -> None:
         """Stop all threads: they leave their passes at the next layer, and whatever they wait for raises."""
         self._stopping.set()
         self._feed.fail(error)
-        self._free.close(discard=True)
+        self._lanes.free.close(discard=True)
         self._passes.gate.stop()
         if self._turn:
             self._turn.stop()
@@ -320,7 +332,9 @@ class Engine:
             if failure is not None:
                 failure.add_note(note)
         self._stopping.set()
-        self._drop_lanes()
+        if self._exchange:
+            self._exchange.close()
+        self._lanes.close()
 
 
 def _choose(axis: str, given: Any, known: dict[str, Callable[[], Any]]) -> Any:
@@ -329,14 +343,3 @@ def _choose(axis: str, given: Any, known: dict[str, Callable[[], Any]]) -> Any:
     if given not in known:
         raise ValueError(f"{axis} must be one of {', '.join(known)} or an object of that kind (got {given!r})")
     return known[given]()
-
-
-def _trainable(model: nn.Module, optimizer: Optimizer) -> set[str]:
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return {name for name, p in model.named_parameters() if p.requires_grad and id(p) in stepped}
-
-
-def _signature(optimizer: Optimizer) -> tuple[Any, ...]:
-    """What an OptimizerView depends on: changed by add_param_group and load_state_dict."""
-    groups = tuple(tuple(id(parameter) for parameter in group["params"]) for group in optimizer.param_groups)
-    return (id(optimizer.state), groups)

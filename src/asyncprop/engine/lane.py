@@ -8,15 +8,19 @@ make autograd refuse a backward pass whose weights have moved on.
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from asyncprop.devices import Device
 from asyncprop.engine.checks import compiled_parts
 from asyncprop.engine.layers import Layer
 from asyncprop.engine.turn import Turn
 from asyncprop.engine.versions import Versions
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Lane:
@@ -26,6 +30,7 @@ class Lane:
         module: what `loss_fn` is handed.
         leaves: the lane's parameter for each name of `model.named_parameters()`.
         read: the version of each layer that the current pass read.
+        values_read: the values of each parameter that it read, if `keep_values` was called.
     """
 
     def __init__(
@@ -39,6 +44,8 @@ class Lane:
         self.leaves = dict(self.module.named_parameters())
         self.read = [0] * len(layers)
         self._unread = bytearray(len(layers))
+        self.values_read: dict[str, Tensor] = {}
+        self._never_called = set(range(len(layers)))  # whose read is noted when a pass begins, for want of better
         self._batch = 0
         self._versions = versions
         self._handles: list[Any] = []
@@ -62,11 +69,25 @@ class Lane:
                 if module not in compiled:
                     self._handles.append(module.register_forward_pre_hook(self._noting(layer.index, turn)))
 
+    def keep_values(self) -> None:
+        """Copy each layer's parameters from now on as they are read."""
+        self.values_read = {
+            name: self.leaves[name].detach().clone() for layer in self.layers for name in layer.parameters
+        }
+
     def begin(self, batch: int) -> None:
         """Start a pass: every layer counts as read now, until its module is called."""
         self._batch = batch
         self.read = self._versions.all()
         self._unread = bytearray(b"\1") * len(self.layers)
+        if self.values_read:
+            for layer in self._never_called:
+                self._copy(layer)
+
+    @torch.no_grad()
+    def _copy(self, layer: int) -> None:
+        for name in self.layers[layer].parameters:
+            self.values_read[name].copy_(self.leaves[name])
 
     def keep_buffers_shared(self) -> None:
         """Write a buffer that the pass replaced (`self.b = new`) into the shared storage, and share it again."""
@@ -90,11 +111,11 @@ class Lane:
             if not self._unread[layer]:
                 return
             self._unread[layer] = 0
-            if turn is None:
+            with turn.at(self._batch, "read", layer) if turn else _NOTHING:
                 self.read[layer] = self._versions.of(layer)
-            else:
-                with turn.at(self._batch, "read", layer):
-                    self.read[layer] = self._versions.of(layer)
+                if self.values_read:
+                    self._never_called.discard(layer)
+                    self._copy(layer)
 
         return note
 

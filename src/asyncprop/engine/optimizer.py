@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -15,21 +15,25 @@ Leaf = tuple[nn.Parameter, nn.Parameter]
 """A parameter of the user's model, and the lane's leaf over the same storage."""
 
 
-class _SharedState(dict[nn.Parameter, Any]):
-    """State by leaf that *is* the user's state by parameter; made, where missing, in the user's optimizer."""
+States = MutableMapping[Any, Any]
+"""The state of each of the user's parameters: `optimizer.state`, or another `defaultdict(dict)` of that kind."""
 
-    def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf]) -> None:
-        super().__init__({leaf: optimizer.state[p] for p, leaf in leaves if p in optimizer.state})
-        self._optimizer = optimizer
+
+class _SharedState(dict[nn.Parameter, Any]):
+    """State by leaf that *is* the state by the user's parameter in `states`; made there where it is missing."""
+
+    def __init__(self, states: States, leaves: Sequence[Leaf]) -> None:
+        super().__init__({leaf: states[p] for p, leaf in leaves if p in states})
+        self._states = states
         self._parameter_of = {leaf: parameter for parameter, leaf in leaves}
 
     def __missing__(self, leaf: nn.Parameter) -> Any:
-        state = self._optimizer.state[self._parameter_of[leaf]]
+        state = self._states[self._parameter_of[leaf]]
         super().__setitem__(leaf, state)
         return state
 
     def __setitem__(self, leaf: nn.Parameter, state: Any) -> None:
-        self._optimizer.state[self._parameter_of[leaf]] = state
+        self._states[self._parameter_of[leaf]] = state
         super().__setitem__(leaf, state)
 
 
@@ -42,18 +46,21 @@ class OptimizerView:
     Args:
         optimizer: the user's; any whose state is kept per parameter.
         leaves: the parameters that this view steps, with the leaves that carry their gradients.
+        states: where the state of each parameter is, if it is a lane's own; `optimizer.state` by default.
         whole: whether `leaves` are all that the optimizer steps. Only then may it keep state in its param groups
             (as Prodigy or schedule-free optimizers do): a part must not move the state of the whole.
     """
 
-    def __init__(self, optimizer: Optimizer, leaves: Sequence[Leaf], *, whole: bool) -> None:
+    def __init__(
+        self, optimizer: Optimizer, leaves: Sequence[Leaf], states: States | None = None, *, whole: bool
+    ) -> None:
         self._optimizer = optimizer
         self._whole = whole
         self._groups = _group_leaves(optimizer, leaves)
         self._view = object.__new__(type(optimizer))
         # A scheduler replaces `step` on the user's object by one bound to that object: the view must not inherit it.
         self._view.__dict__.update({k: v for k, v in vars(optimizer).items() if k != "step"})
-        self._view.state = _SharedState(optimizer, leaves)  # type: ignore[assignment]
+        self._view.state = _SharedState(optimizer.state if states is None else states, leaves)  # type: ignore[assignment]
         self._view.param_groups = [{} for _ in self._groups]
         self._step: Callable[[Optimizer], Any] = type(optimizer).step
         self._bare_step = _without_wrappers(optimizer)

@@ -87,7 +87,7 @@ class Passes:
         *,
         accumulate: int,
         on_nonfinite: OnNonFinite,
-        telemetry: bool,
+        notes_reads: bool,
         check_graph: Callable[[Sequence[Tensor]], None],
     ) -> None:
         self.device = device
@@ -96,7 +96,7 @@ class Passes:
         self._accumulate = accumulate
         self._skip_nonfinite = on_nonfinite == "skip"
         self._check_before = self._skip_nonfinite or device.results_are_ready
-        self._telemetry = telemetry
+        self._notes_reads = notes_reads
         self._check_graph = check_graph
         self._graph_is_checked = False
 
@@ -105,10 +105,10 @@ class Passes:
         device = self.device
         with device.use(lane.stream):
             device.receive(lane.stream, tensors_in(work.batch))
-            if self._telemetry:
+            if self._notes_reads:
                 lane.begin(work.index)
             start = device.mark()
-            losses = self._losses(lane.module, work.batch)
+            losses = self.losses(lane.module, work.batch)
             lane.keep_buffers_shared()
             return Pending(work, lane, losses, (start, device.mark()))
 
@@ -140,7 +140,8 @@ class Passes:
             skipped=skipped,
         )
 
-    def _losses(self, module: nn.Module, batch: Any) -> list[Tensor]:
+    def losses(self, module: nn.Module, batch: Any) -> list[Tensor]:
+        """Return the losses of a batch, as many as are accumulated."""
         result = self._loss_fn(module, batch)
         losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
         if len(losses) != self._accumulate:
@@ -168,9 +169,9 @@ class Passes:
 
     def _apply(self, losses: list[Tensor], stepper: Stepper) -> None:
         for loss in losses[:-1]:
-            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # the losses may share their graph
-        stepper.begin_last_loss()
-        losses[-1].backward()  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=True, inputs=stepper.targets)  # type: ignore[no-untyped-call]
+        stepper.begin_last_loss()  # until here the losses may share their graph
+        losses[-1].backward(inputs=stepper.targets)  # type: ignore[no-untyped-call]
         stepper.finish()
 
 

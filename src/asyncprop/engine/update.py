@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +15,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from asyncprop.engine.compensation import Compensation
+from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.lane import Lane
 from asyncprop.engine.layers import Layer
-from asyncprop.engine.optimizer import OptimizerView
+from asyncprop.engine.optimizer import OptimizerView, States
+from asyncprop.engine.partition import Partition
 from asyncprop.engine.turn import Turn
 from asyncprop.engine.versions import Versions
 
 Write = Literal["lock-free", "locked"]
+State = Literal["shared", "private"]
 
 
 class NonFiniteError(ArithmeticError):
@@ -42,12 +47,18 @@ class LayerUpdate:
         max_norm: clip the gradient that is stepped together (here: of a layer) to this 2-norm; None for no clipping.
         accumulate: how many losses `loss_fn` returns for a batch. Their gradients are summed into one step, which
             happens in the last loss's backward pass.
+        state: whose the optimizer's state is. `"shared"`: all lanes read and write the one state of the user's
+            optimizer. `"private"`: each lane has its own momentum, as published code of LAPSGD has it; the first
+            lane's is the user's, the others' are in `Engine.state_dict()`.
+        compensate: corrects gradients for what changed since their layer was read; None for no correction.
     """
 
     layers: str | Sequence[str] = "module"
     write: Write = "lock-free"
     max_norm: float | None = None
     accumulate: int = 1
+    state: State = "shared"
+    compensate: Compensation | None = None
     by_layer = True
 
     def __post_init__(self) -> None:
@@ -66,6 +77,8 @@ class BlockUpdate:
     write: Write = "lock-free"
     max_norm: float | None = None
     accumulate: int = 1
+    state: State = "shared"
+    compensate: Compensation | None = None
     by_layer = False
 
     def __post_init__(self) -> None:
@@ -78,6 +91,8 @@ Update = LayerUpdate | BlockUpdate
 def _check(update: Update) -> None:
     if update.write not in ("lock-free", "locked"):
         raise ValueError(f"write must be 'lock-free' or 'locked' (got {update.write!r})")
+    if update.state not in ("shared", "private"):
+        raise ValueError(f"state must be 'shared' or 'private' (got {update.state!r})")
     if update.max_norm is not None and not 0 < update.max_norm < math.inf:
         raise ValueError(f"max_norm must be a positive number (got {update.max_norm}): leave it out for no clipping")
     if update.accumulate < 1:
@@ -85,13 +100,19 @@ def _check(update: Update) -> None:
 
 
 class Unit:
-    """What all lanes share of the layers that are stepped together: the lock, and which parameters have state."""
+    """What all lanes share of the layers that are stepped together: the lock, which parameters have state, and
+    the running means of squared gradients, by name, that compensation may need.
+    """
 
-    def __init__(self, layers: Sequence[Layer], update: Update) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], update: Update, mean_squares: dict[str, torch.Tensor], *, at_once: bool
+    ) -> None:
         self.layers = tuple(layers)
         self.update = update
+        self.at_once = at_once
         self.lock = threading.Lock()
         self.stateless = {name for layer in layers for name in layer.parameters}
+        self.mean_squares = mean_squares
 
     def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
         """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
@@ -99,29 +120,49 @@ class Unit:
             return True
         return bool(self.stateless) and any(name in self.stateless for name in names_with_gradient)
 
+    def mean_square(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Return the running mean of squared gradients of a parameter, which all lanes share (see Compensation)."""
+        if name not in self.mean_squares:
+            with self.lock:
+                self.mean_squares.setdefault(name, torch.zeros_like(like))
+        return self.mean_squares[name]
 
-def units_of(layers: Sequence[Layer], update: Update) -> list[Unit]:
-    """Return one unit per layer for LayerUpdate, one for all layers for BlockUpdate."""
-    return [Unit([layer], update) for layer in layers] if update.by_layer else [Unit(layers, update)]
+
+def units_of(
+    layers: Sequence[Layer], update: Update, mean_squares: dict[str, torch.Tensor], *, in_turn: bool
+) -> list[Unit]:
+    """Return one unit per layer for LayerUpdate, one for all layers for BlockUpdate.
+
+    Where passes run in turn, nobody can tell a layer that is stepped at once from one that is stepped when the pass
+    ends (but by a norm that is clipped layer by layer), and one call of the optimizer costs less than one per layer.
+    """
+    if update.by_layer and not (in_turn and update.max_norm is None):
+        return [Unit([layer], update, mean_squares, at_once=True) for layer in layers]
+    return [Unit(layers, update, mean_squares, at_once=False)]
 
 
 class LaneUnit:
     """A unit in one lane: its leaves, the optimizer's view of them, and how many gradients have yet to come."""
 
-    def __init__(self, lane: Lane, unit: Unit, model: nn.Module, optimizer: Optimizer, *, whole: bool) -> None:
+    def __init__(
+        self, lane: Lane, unit: Unit, model: nn.Module, optimizer: Optimizer, states: States, *, whole: bool
+    ) -> None:
         self.unit = unit
         self.names = [name for layer in unit.layers for name in layer.parameters]
         self.leaves = [lane.leaves[name] for name in self.names]
         parameters = dict(model.named_parameters())
         pairs = [(parameters[name], lane.leaves[name]) for name in self.names]
-        self.view = OptimizerView(optimizer, pairs, whole=whole)
+        self.view = OptimizerView(optimizer, pairs, states, whole=whole)
         self.missing = 0
 
 
 class Stepper:
     """Steps one lane's layers as the pass in it produces their gradients, and notes how stale each step was.
 
-    `staleness` has the staleness of each layer's update in the current pass; -1 for a layer that was not updated.
+    Attributes:
+        staleness: of each layer's update in the current pass; -1 for a layer that was not updated.
+        targets: the leaves that the current pass has gradients for; None for all.
+        block: the leaves of the lane's own block, once that is known; for passes that a Partition makes partial.
     """
 
     def __init__(
@@ -130,13 +171,23 @@ class Stepper:
         units: Sequence[Unit],
         model: nn.Module,
         optimizer: Optimizer,
+        states: States,
+        *,
+        partition: Partition | None,
         versions: Versions | None,
+        exchange: Exchange | None,
         turn: Turn | None,
         stopping: threading.Event,
     ) -> None:
         self.lane = lane
-        self.units = [LaneUnit(lane, unit, model, optimizer, whole=len(units) == 1) for unit in units]
+        whole = not units[0].update.by_layer or len(lane.layers) == 1
+        self.units = [LaneUnit(lane, unit, model, optimizer, states, whole=whole) for unit in units]
         self.staleness: list[int] = []
+        self.targets: list[nn.Parameter] | None = None
+        self.block: list[nn.Parameter] = []
+        self._partition = partition
+        self._partial_turns = 0
+        self._exchange = exchange
         self._batch = 0
         self._stepping = False
         self._versions = versions
@@ -146,13 +197,18 @@ class Stepper:
             leaf.register_post_accumulate_grad_hook(self._arrival_in(unit))  # type: ignore[no-untyped-call]
             for unit in self.units
             for leaf in unit.leaves
-            if unit.unit.update.by_layer
+            if unit.unit.at_once
         ]
 
     def begin(self, batch: int) -> None:
         """Start the backward pass of a batch: its gradients are gathered, and nothing is stepped yet."""
         self._batch = batch
         self._stepping = False
+        self.targets = None
+        if self._partition and batch >= self._partition.warm_up_batches:
+            if self._partition.is_partial(batch, self._partial_turns):
+                self.targets = self.block
+            self._partial_turns += 1
         self.staleness = [-1] * len(self.lane.layers) if self._versions else []
 
     def begin_last_loss(self) -> None:
@@ -187,15 +243,21 @@ class Stepper:
         with_gradient = [name for name, leaf in zip(unit.names, unit.leaves, strict=True) if leaf.grad is not None]
         if not with_gradient:
             return
-        if unit.unit.update.max_norm is not None:
-            self._clip(unit)
-        if self._turn is None:
+        with self._turn.at(self._batch, "write", unit.unit.layers[0].index) if self._turn else nullcontext():
+            if unit.unit.update.compensate:
+                self._compensate(unit, unit.unit.update.compensate)
+            if unit.unit.update.max_norm is not None:
+                self._clip(unit)
             self._write(unit, with_gradient)
-        else:
-            with self._turn.at(self._batch, "write", unit.unit.layers[0].index):
-                self._write(unit, with_gradient)
         for leaf in unit.leaves:
             leaf.grad = None
+
+    @torch.no_grad()
+    def _compensate(self, unit: LaneUnit, compensation: Compensation) -> None:
+        for name, leaf in zip(unit.names, unit.leaves, strict=True):
+            if leaf.grad is not None:
+                mean_square = unit.unit.mean_square(name, leaf) if compensation.adaptive else None
+                compensation.correct(leaf.grad, leaf, self.lane.values_read[name], mean_square)
 
     def _clip(self, unit: LaneUnit) -> None:
         norm = nn.utils.clip_grad_norm_(unit.leaves, unit.unit.update.max_norm or math.inf)
@@ -217,12 +279,15 @@ class Stepper:
                 unit.unit.stateless.difference_update(names)
         else:
             unit.view.step()
-        if self._versions:
-            self._note(unit)
-
-    def _note(self, unit: LaneUnit) -> None:
-        assert self._versions
+        written = set(names)
         for layer in unit.unit.layers:
-            age = self._versions.of(layer.index) - self.lane.read[layer.index]
-            self.staleness[layer.index] = age
-            self._versions.landed(self.lane.index, layer.index, age)
+            if not written.isdisjoint(layer.parameters):
+                self._note(layer.index)
+
+    def _note(self, layer: int) -> None:
+        if self._versions:
+            age = self._versions.of(layer) - self.lane.read[layer]
+            self.staleness[layer] = age
+            self._versions.landed(self.lane.index, layer, age)
+        if self._exchange:
+            self._exchange.landed(layer)

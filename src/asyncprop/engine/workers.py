@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from asyncprop.delay import Delays
 from asyncprop.devices import available_cores
 from asyncprop.engine.channel import Channel, Closed
 from asyncprop.engine.feed import Feed, Work
@@ -93,8 +94,8 @@ def intraop_threads(workers: Workers, lanes: int, *, lockstep: bool) -> int:
 class Clock:
     """Time that one thread has spent on passes; the rest of its life it waited."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, index: int) -> None:
+        self.name, self.index = name, index
         self.worked_s = 0.0
         self._born = time.perf_counter()
         self._life_s: float | None = None
@@ -118,8 +119,10 @@ class Crew:
         passes: how a pass is run.
         free: the lanes that carry no pass.
         steppers: one per lane, by its index; emptied and filled only while nothing is in flight.
+        delays: who is slowed, and by how much.
         intraop: threads that one operation may use.
         lockstep: whether there are no threads at all: then the caller's own runs each batch, by `train_inline`.
+        on_finish: called after each batch that is finished, by the thread that finished it.
         on_error: called, once per thread at most, with what a thread died of.
     """
 
@@ -130,18 +133,22 @@ class Crew:
         passes: Passes,
         free: Channel[Lane],
         steppers: list[Stepper],
+        delays: Delays,
         intraop: int,
         lockstep: bool,
+        on_finish: Callable[[], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._feed, self._passes, self._free, self._steppers = feed, passes, free, steppers
-        self._intraop, self._on_error = intraop, on_error
+        self._intraop, self._delays = intraop, delays
+        self._on_finish, self._on_error = on_finish, on_error
         self.pendings: Channel[Pending] = Channel(capacity=free.capacity)
         self.clocks: list[Clock] = []
         self._threads: list[threading.Thread] = []
         self.inline = lockstep
+        self._shares_lanes = lockstep or not isinstance(workers, Coupled)
         if lockstep:
-            self.clocks.append(Clock("caller"))
+            self.clocks.append(Clock("caller", 0))
         elif isinstance(workers, Coupled):
             self._add("worker", workers.workers, self._coupled)
         else:
@@ -179,7 +186,7 @@ class Crew:
 
     def _add(self, role: str, count: int, loop: Callable[[Clock], None]) -> None:
         for index in range(count):
-            clock = Clock(f"{role}-{index}")
+            clock = Clock(f"{role}-{index}", index)
             self.clocks.append(clock)
             self._threads.append(
                 threading.Thread(target=self._run, args=(loop, clock), name=f"asyncprop-{clock.name}", daemon=True)
@@ -218,20 +225,30 @@ class Crew:
     def _coupled(self, clock: Clock) -> None:
         while True:
             work = self._feed.take()
-            lane = self._free.get()
+            lane = self._steppers[clock.index].lane  # its own: private state and blocks belong to a worker
             self._finish(self._start(work, lane, clock), clock)
             del lane, work
 
     def _start(self, work: Work, lane: Lane, clock: Clock) -> Pending:
-        start = time.perf_counter()
+        if self._delays:
+            self._delays.before_pass()
+        start, cpu = time.perf_counter(), time.thread_time()
         pending = self._passes.forward(lane, work)
         clock.worked_s += time.perf_counter() - start
+        if self._delays:
+            self._delays.after_forward(clock.index, work.index, time.thread_time() - cpu)
         return pending
 
     def _finish(self, pending: Pending, clock: Clock) -> None:
-        start = time.perf_counter()
+        if self._delays:
+            self._delays.before_pass()
+        start, cpu = time.perf_counter(), time.thread_time()
         step = self._passes.backward(pending, self._steppers[pending.lane.index])
         clock.worked_s += time.perf_counter() - start
+        if self._delays:
+            self._delays.after_backward(clock.index, time.thread_time() - cpu)
         pending.losses.clear()  # frees the graph before the lane carries another
-        self._free.put(pending.lane)
+        if self._shares_lanes:
+            self._free.put(pending.lane)
+        self._on_finish()
         self._feed.finish(pending.work, step)

@@ -11,16 +11,25 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asyncprop.delay import Delays
 from asyncprop.engine import NonFiniteError
 from asyncprop.engine.passes import LossFn, batch_size
 from asyncprop.trace import Statistics, Step, ThreadTime
 
 
 class SequentialLoop:
-    """Forward, backward, step; one batch after the other on the caller's thread, with the caller's intra-op threads."""
+    """Forward, backward, step; one batch after the other on the caller's thread, with the caller's intra-op threads.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn) -> None:
+    Args:
+        model, optimizer, loss_fn: as for `asyncprop.Engine`.
+        delays: by which it is slowed.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, *, delays: Delays | None = None
+    ) -> None:
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
+        self._delays = delays or Delays((), 0)
         self._batches = self._samples = 0
         self._worked_s = 0.0
         self._born = time.perf_counter()
@@ -35,6 +44,16 @@ class SequentialLoop:
         """Train on every batch of `loader` and yield its Step."""
         for batch in loader:
             yield self._train_on(batch)
+
+    def settle(self) -> None:
+        """Do nothing: one rank agrees with itself."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: all state is the model's and the optimizer's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
     def statistics(self) -> Statistics:
         """Return counts and times; every layer's version is the number of batches, and nothing is stale."""
@@ -60,22 +79,28 @@ class SequentialLoop:
         result = self._loss_fn(self._model, batch)
         losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
         between = time.perf_counter()
+        self._delays.after_forward(0, self._batches, between - start)
+        waited = time.perf_counter() - between
         value = sum(loss.item() for loss in losses)
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss of batch {self._batches} is {value}: lower the learning rate")
         for loss in losses:
             loss.backward(retain_graph=loss is not losses[-1])
-        self._optimizer.step()
+        self._step()
         end = time.perf_counter()
         step = Step(
             index=self._batches,
             loss=value,
             batch_size=batch_size(batch),
             forward_s=between - start,
-            backward_s=end - between,
-            waited_s=0.0,
+            backward_s=end - between - waited,
+            waited_s=waited,
         )
+        self._delays.after_backward(0, step.backward_s)
         self._batches += 1
         self._samples += step.batch_size
-        self._worked_s += end - start
+        self._worked_s += end - start - waited
         return step
+
+    def _step(self) -> None:
+        self._optimizer.step()

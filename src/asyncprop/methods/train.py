@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import resource
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from asyncprop.checkpoint import Position, load_checkpoint, save_checkpoint
+from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.config import TrainConfig
-from asyncprop.methods import Trainer, get_method, open_trainer
+from asyncprop.exchange import World
+from asyncprop.methods import get_method
+from asyncprop.methods.shares import Claims, Rounds, Share
+from asyncprop.methods.trainer import Extent, Trainer, open_trainer
 from asyncprop.runs import Run
 from asyncprop.tasks import Batch, Batches, Split, Task, get_task
 from asyncprop.trace import Step
@@ -49,13 +54,15 @@ class Session:
     Args:
         config: what is trained, and how.
         checkpoint: folder of a checkpoint to go on from; None starts anew.
+        world: the ranks that train together; this process alone by default.
 
     Raises:
         ValueError: if the configuration does not fit the task or the method, or the checkpoint not the model.
     """
 
-    def __init__(self, config: TrainConfig, checkpoint: Path | None = None) -> None:
+    def __init__(self, config: TrainConfig, checkpoint: Path | None = None, world: World | None = None) -> None:
         self.config = config
+        self.world = world or World()
         self.task: Task = get_task(config.task)
         get_method(config.method)
         self.device = _device(config.device)
@@ -72,10 +79,16 @@ class Session:
             self.model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self._shares = [group["lr"] / self.optimizer.param_groups[0]["lr"] for group in self.optimizer.param_groups]
-        self.trainer = self._open_trainer(self.model, self.optimizer)
-        self.position = load_checkpoint(checkpoint, self.model, self.optimizer) if checkpoint else Position()
         self.batches_per_epoch = len(self._batches(0, 0))
         self.samples_per_epoch = self.batches_per_epoch * self.batch_size
+        self.position = Position()
+        trainer_state: dict[str, Any] = {}
+        if checkpoint:
+            self.position, trainer_state = load_checkpoint(checkpoint, self.model, self.optimizer, rank=self.world.rank)
+        self.trainer = self._open_trainer(self.model, self.optimizer)
+        self.trainer.load_state_dict(trainer_state)
+        self._shares_opened = 0
+        self._name = self.world.gather(uuid.uuid4().hex)[0]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the task's loss, of a batch that is brought to the model's device."""
@@ -84,63 +97,93 @@ class Session:
     def warm_up(self) -> None:
         """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""
         config = self.config
-        batches = itertools.islice(self._batches(self.epochs, 0), config.warm_up_batches)
+        batches = list(itertools.islice(self._batches(self.epochs, 0), config.warm_up_batches))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             model = copy.deepcopy(self.model)
             optimizer = self.task.optimizer(model, lr=config.lr)
-            with self._open_trainer(model, optimizer) as trainer:
+            trainer = self._open_trainer(model, optimizer)
+            with trainer:
                 for _ in trainer.run(batches):
                     pass
+        if blocks := trainer.state_dict().get("blocks"):
+            self._take_over(blocks)
+
+    def _take_over(self, blocks: list[list[str]]) -> None:
+        """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
+        state = self.trainer.state_dict()
+        if not state["blocks"]:
+            self.trainer.load_state_dict({**state, "blocks": blocks})
 
     def _open_trainer(self, model: nn.Module, optimizer: Optimizer) -> Trainer:
         config = self.config
         return open_trainer(
+            config,
             config.method,
             model,
             optimizer,
             self.loss,
+            extent=Extent(self.batches_per_epoch, self.epochs, self.world.size),
             lockstep=config.turn == "lockstep",
-            forward_threads=config.forward_threads,
-            backward_threads=config.backward_threads,
-            lanes=config.lanes,
+            seed=config.seed,
         )
 
-    def set_lr(self) -> float:
-        """Set the learning rate that is due after the samples consumed so far, and return it."""
+    def open_share(self) -> Share:
+        """Return this rank's share of what is left of the present epoch."""
+        self._shares_opened += 1
+        counter = self.world.counter(f"{self._name}-{self._shares_opened}")
+        start, count = self.position.batch, self.batches_per_epoch
+        in_step = self.world.size > 1 and get_method(self.config.method).workers is None
+        return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
+
+    def set_lr(self, others: int = 0) -> float:
+        """Set the learning rate that is due after the samples consumed so far, and return it.
+
+        Args:
+            others: batches that other ranks have taken since the ranks last met.
+        """
         lr = self.task.recipe.lr_at(
-            self.position.samples, samples_per_epoch=self.samples_per_epoch, epochs=self.epochs, lr=self.config.lr
+            self.position.samples + others * self.batch_size,
+            samples_per_epoch=self.samples_per_epoch,
+            epochs=self.epochs,
+            lr=self.config.lr,
         )
         for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
             group["lr"] = lr * share
         return lr
 
-    def next_batches(self) -> Iterator[Batch]:
-        """Yield what is left of the present epoch."""
-        return iter(self._batches(self.position.epoch, self.position.batch))
+    def next_batches(self, share: Share) -> Iterator[Batch]:
+        """Yield the batches of a share."""
+        return iter(self._batches(self.position.epoch, self.position.batch, share))
 
-    def save(self, run: Run) -> None:
-        """Write a checkpoint of this very position; nothing may be in flight."""
-        self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak_memory_bytes())
-        run.flush()
-        save_checkpoint(run.checkpoint, self.model, self.optimizer, self.position)
+    def save(self, run: Run | None) -> None:
+        """Write a checkpoint of this very position, with every rank's state; nothing may be in flight."""
+        peak = sum(self.world.gather(peak_memory_bytes()))
+        self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
+        states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
+        if run:
+            run.flush()
+            save_checkpoint(run.checkpoint, self.model, states, self.position)
 
-    def _batches(self, epoch: int, start: int) -> Batches:
+    def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
         return Batches(
             self.split.train,
             self.batch_size,
             seed=self.config.seed,
             epoch=epoch,
             start=start,
+            numbers=share,
             workers=self.task.workers,
         )
 
 
-def train(session: Session, run: Run, observer: Observer, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def train(
+    session: Session, run: Run | None, observer: Observer, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Train to the end, and return the content of `result.json`.
 
     Args:
         session: where to start from.
-        run: the folder that everything is written to.
+        run: the folder that everything is written to; None on all ranks but the first.
         observer: who is told.
         stop: asked after each batch is taken; once it says yes, what was taken is finished and saved.
 
@@ -148,7 +191,8 @@ def train(session: Session, run: Run, observer: Observer, stop: Callable[[], boo
         Interrupted: if `stop` said yes.
     """
     position, patience = session.position, session.task.recipe.early_stopping_epochs
-    observer.on_start(session, run)
+    if run:
+        observer.on_start(session, run)
     if not position.steps:
         session.save(run)  # from here on, a kill leaves something to resume
     session.warm_up()
@@ -157,64 +201,97 @@ def train(session: Session, run: Run, observer: Observer, stop: Callable[[], boo
             _train_epoch(session, run, trainer, observer, stop)
             _close_epoch(session, run, observer)
     result = _result(session)
-    run.finish(result)
+    if run:
+        run.finish(result)
     return result
 
 
-def _train_epoch(session: Session, run: Run, trainer: Trainer, observer: Observer, stop: Callable[[], bool]) -> None:
+def _train_epoch(
+    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+) -> None:
     """Train what is left of the epoch, in segments; between them all is drained and a checkpoint is written."""
-    batches = session.next_batches()
     while session.position.batch < session.batches_per_epoch:
-        _train_segment(session, run, trainer, _until_due(batches, session.config.checkpoint_every, stop), observer)
-        if stop():
+        _train_segment(session, run, trainer, observer, stop)
+        if any(session.world.gather(stop())):
             session.save(run)
             raise Interrupted
         if session.position.batch < session.batches_per_epoch:
             session.save(run)
 
 
-def _until_due(batches: Iterator[Batch], seconds: float, stop: Callable[[], bool]) -> Iterator[Batch]:
-    end = time.monotonic() + seconds
-    for batch in batches:
-        yield batch
-        if stop() or time.monotonic() >= end:
-            return
-
-
-def _train_segment(session: Session, run: Run, trainer: Trainer, batches: Iterator[Batch], observer: Observer) -> None:
-    position = session.position
+def _train_segment(
+    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+) -> None:
+    """Train on a share of the epoch's batches, until all of them are used, a checkpoint is due, or `stop` says so."""
+    position, share, meeting = session.position, session.open_share(), Meeting(session.position)
+    seconds = session.config.checkpoint_every if session.world.is_first else math.inf
+    batches = _until_due(session.next_batches(share), share, seconds, stop)
     before, start = position.train_s, time.perf_counter()
     lr = session.set_lr()
     for step in trainer.run(batches):
-        position.batch += 1
-        position.steps += 1
-        position.samples += step.batch_size
-        position.staleness += step.mean_staleness
-        position.loss += step.loss
+        position.add(step)
         position.train_s = before + time.perf_counter() - start
-        run.add_step(
-            {
-                "step": position.steps - 1,
-                "epoch": position.epoch,
-                "loss": step.loss,
-                "batch_size": step.batch_size,
-                "staleness": round(step.mean_staleness, 4),
-                "lr": lr,
-                "train_s": round(position.train_s, 6),
-            }
-        )
-        lr = session.set_lr()
+        row = {
+            "step": position.steps - 1,
+            "epoch": position.epoch,
+            "rank": session.world.rank,
+            "loss": step.loss,
+            "batch_size": step.batch_size,
+            "staleness": round(step.mean_staleness, 4),
+            "lr": lr,
+            "train_s": round(position.train_s, 6),
+        }
+        if session.world.size > 1:
+            meeting.rows.append(row)
+        elif run:
+            run.add_step(row)
+        lr = session.set_lr(share.others)
         observer.on_step(session, step)
+    trainer.settle()
     position.train_s = before + time.perf_counter() - start
+    position.batch = session.batches_per_epoch if share.ended is None else share.ended
+    if session.world.size > 1:
+        meeting.merge(session, share.ended, run)
 
 
-def _close_epoch(session: Session, run: Run, observer: Observer) -> None:
+class Meeting:
+    """Where ranks tell each other what they have done since the last: afterwards all have the same position."""
+
+    def __init__(self, position: Position) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._before = copy.copy(position)
+
+    def merge(self, session: Session, ended: int | None, run: Run | None) -> None:
+        """Add up all ranks' positions, and write all ranks' rows in the order of their times."""
+        position = session.position
+        gathered = session.world.gather((position, ended, self.rows))
+        position.add_up(self._before, [theirs for theirs, _, _ in gathered])
+        ends = [end for _, end, _ in gathered if end is not None]
+        position.batch = ends[0] if ends else session.batches_per_epoch
+        if run:
+            rows = sorted((row for _, _, rows in gathered for row in rows), key=lambda row: float(row["train_s"]))
+            for number, row in enumerate(rows, start=self._before.steps):
+                run.add_step({**row, "step": number})
+
+
+def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Callable[[], bool]) -> Iterator[Batch]:
+    """Yield the share's batches, and end the share when so many seconds have passed, or `stop` says so."""
+    end = time.monotonic() + seconds
+    is_ended = False
+    for batch in batches:
+        yield batch
+        if not is_ended and (stop() or time.monotonic() >= end):
+            is_ended = True
+            share.stop()
+
+
+def _close_epoch(session: Session, run: Run | None, observer: Observer) -> None:
     position = session.position
-    score = session.task.evaluate(session.model, session.split.test)
-    train_loss = position.loss / session.batches_per_epoch
-    position.epoch, position.batch, position.loss = position.epoch + 1, 0, 0.0
-    if score.metric > position.best_metric:
-        position.best_metric, position.best_epoch = score.metric, position.epoch
+    score = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
+    score = session.world.gather(score)[0]
+    assert score
+    train_loss = position.loss / max(1, position.epoch_steps)
+    position.close_epoch(score.metric)
     if score.metric >= session.target and position.epochs_to_target is None:
         position.epochs_to_target, position.time_to_target_s = position.epoch, position.train_s
     row = {
@@ -228,9 +305,11 @@ def _close_epoch(session: Session, run: Run, observer: Observer) -> None:
         "mean_staleness": position.staleness / position.steps,
     }
     position.history.append(row)
-    run.add_epoch(row)
+    if run:
+        run.add_epoch(row)
     session.save(run)
-    observer.on_epoch(session, row)
+    if run:
+        observer.on_epoch(session, row)
 
 
 def _is_stale(position: Position, patience: int | None) -> bool:
@@ -255,7 +334,8 @@ def _result(session: Session) -> dict[str, Any]:
         "samples": position.samples,
         "samples_per_s": position.samples / position.train_s,
         "mean_staleness": position.staleness / position.steps,
-        "peak_memory_bytes": max(position.peak_memory_bytes, peak_memory_bytes()),
+        "ranks": session.world.size,
+        "peak_memory_bytes": position.peak_memory_bytes,
         "history": position.history,
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,6 +64,7 @@ class Batches:
         seed, epoch: fix the order, and, with the batch's number, its augmentation: a resumed epoch equals the
             uninterrupted one bit for bit.
         start: batches to skip (resume).
+        numbers: of the batches to make, in this order, of which there may turn out to be fewer; all by default.
         drop_last: leave out a last batch that would be smaller.
         workers: processes that make batches ahead of time; 0 makes them where they are asked for.
     """
@@ -75,6 +77,7 @@ class Batches:
         seed: int,
         epoch: int,
         start: int = 0,
+        numbers: Iterable[int] | None = None,
         drop_last: bool = True,
         workers: int = 0,
     ) -> None:
@@ -85,40 +88,39 @@ class Batches:
         self._count = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
         if not 0 <= start <= self._count:
             raise ValueError(f"start must be from 0 to {self._count}, the batches of an epoch (got {start})")
+        self._numbers = range(start, self._count) if numbers is None else numbers
+        self._order = torch.randperm(len(dataset), generator=_generator(seed, epoch))
 
     def __len__(self) -> int:
         return self._count - self._start
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self._dataset), generator=_generator(self._seed, self._epoch))
-        numbers = range(self._start, self._count)
-        jobs = [(number, order[number * self._batch_size : (number + 1) * self._batch_size]) for number in numbers]
         if not self._workers:
-            return (self._make(job) for job in jobs)
+            return (self.make(number) for number in self._numbers)
         return iter(
             torch.utils.data.DataLoader(
-                _Jobs(self, jobs),
+                _ByNumber(self),
                 batch_size=None,
+                sampler=self._numbers,
                 num_workers=self._workers,
                 multiprocessing_context="spawn",  # forking a process that has threads is not safe
                 worker_init_fn=_one_thread,
             )
         )
 
-    def _make(self, job: tuple[int, Tensor]) -> Batch:
-        number, indices = job
+    def make(self, number: int) -> Batch:
+        """Return a batch by its number in the epoch."""
+        indices = self._order[number * self._batch_size : (number + 1) * self._batch_size]
         return self._dataset.batch(indices, _generator(self._seed, self._epoch, number))
 
 
-class _Jobs(torch.utils.data.Dataset[Batch]):
-    def __init__(self, batches: Batches, jobs: list[tuple[int, Tensor]]) -> None:
-        self._batches, self._jobs = batches, jobs
+class _ByNumber(torch.utils.data.Dataset[Batch]):
+    def __init__(self, batches: Batches) -> None:
+        self._batches = copy.copy(batches)
+        self._batches._numbers = ()  # they stay with the process that hands them out
 
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._batches._make(self._jobs[index])
+    def __getitem__(self, number: int) -> Batch:
+        return self._batches.make(number)
 
 
 def _one_thread(worker: int) -> None:

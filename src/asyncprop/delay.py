@@ -1,0 +1,134 @@
+"""Delay: slows chosen workers or ranks, as a slow machine or link would. Delays are waits, drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Who is slowed, and by how much.
+
+    Args:
+        rank: the rank that is slowed; None for every rank.
+        worker: the worker of it (of decoupled workers: the forward thread), whose own passes wait; None slows the
+            machine: no pass of the rank begins while it waits, and waits add up.
+        seconds: that each step takes longer, waited between its forward and its backward pass.
+        factor: by which passes take longer (2 doubles them), waited after each pass.
+        every: only each so many-th step waits `seconds` (a pause now and then).
+        distribution: `"constant"`, or `"exponential"` with mean `seconds`.
+        seed: fixes the drawn seconds, by rank and step.
+    """
+
+    rank: int | None = None
+    worker: int | None = None
+    seconds: float = 0.0
+    factor: float = 1.0
+    every: int = 1
+    distribution: Literal["constant", "exponential"] = "constant"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"delay: seconds must be a number >= 0 (got {self.seconds})")
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(f"delay: factor must be a number >= 1 (got {self.factor})")
+        if self.every < 1:
+            raise ValueError(f"delay: every must be >= 1 (got {self.every})")
+        if self.distribution not in ("constant", "exponential"):
+            raise ValueError(f"delay: distribution must be constant or exponential (got {self.distribution})")
+
+    def seconds_of(self, step: int, rank: int) -> float:
+        """Return what a step waits, but for `factor`."""
+        if (step + 1) % self.every:
+            return 0.0
+        if self.distribution == "constant" or not self.seconds:
+            return self.seconds
+        return random.Random(f"{self.seed} {rank} {self.worker} {step}").expovariate(1 / self.seconds)
+
+
+def parse_delays(text: str) -> tuple[Delay, ...]:
+    """Read delays as the command has them: `rank=1,seconds=0.5`; several are separated by semicolons.
+
+    Raises:
+        ValueError: with the rule that is broken.
+    """
+    return tuple(_parse(part) for part in text.split(";"))
+
+
+def _parse(text: str) -> Delay:
+    kinds = {"rank": int, "worker": int, "seconds": float, "factor": float, "every": int, "distribution": str,
+             "seed": int}  # fmt: skip
+    values = {}
+    for assignment in text.split(","):
+        name, equals, value = (part.strip() for part in assignment.partition("="))
+        if not equals or name not in kinds:
+            raise ValueError(f"delay must be like rank=1,seconds=0.5 with options {', '.join(kinds)} (got {text})")
+        try:
+            values[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"delay: {name} must be a number (got {value})") from None
+    return Delay(**values)
+
+
+def current_rank() -> int:
+    """Return the number of this process among those that torch's launcher started; 0 if it was not."""
+    return int(os.environ.get("RANK", "0"))
+
+
+class Delays:
+    """The delays of one rank's trainer, at work.
+
+    Args:
+        delays: of all ranks; those of others are left out.
+        rank: whose trainer this is.
+        stopping: ends all waits.
+    """
+
+    def __init__(self, delays: Sequence[Delay], rank: int, stopping: threading.Event | None = None) -> None:
+        self._delays = [delay for delay in delays if delay.rank in (None, rank)]
+        self._rank = rank
+        self._stopping = stopping or threading.Event()
+        self._lock = threading.Lock()
+        self._machine_until = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._delays)
+
+    def before_pass(self) -> None:
+        """Wait until the machine is through with its waits."""
+        self._wait_until(self._machine_until)
+
+    def after_forward(self, worker: int, step: int, took_s: float) -> None:
+        """Wait as long as the step is slowed; `took_s` is what its forward pass took."""
+        self._wait(worker, took_s, lambda delay: delay.seconds_of(step, self._rank))
+
+    def after_backward(self, worker: int, took_s: float) -> None:
+        """Wait as long as a pass that took `took_s` is slowed."""
+        self._wait(worker, took_s, lambda delay: 0.0)
+
+    def _wait(self, worker: int, took_s: float, seconds: Callable[[Delay], float]) -> None:
+        for delay in self._delays:
+            if delay.worker not in (None, worker):
+                continue
+            extra = seconds(delay) + (delay.factor - 1) * took_s
+            if extra <= 0:
+                continue
+            if delay.worker is not None:
+                self._wait_until(time.monotonic() + extra)
+                continue
+            with self._lock:
+                self._machine_until = max(self._machine_until, time.monotonic()) + extra
+            self.before_pass()
+
+    def _wait_until(self, end: float) -> None:
+        left = end - time.monotonic()
+        if left > 0:
+            self._stopping.wait(left)

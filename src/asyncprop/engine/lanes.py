@@ -1,0 +1,188 @@
+"""Lanes: all lanes of an engine over one model, what they share, and what each has of its own."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from asyncprop.devices import Device
+from asyncprop.engine.channel import Channel
+from asyncprop.engine.exchange import Exchange
+from asyncprop.engine.lane import Lane, shares_storage
+from asyncprop.engine.layers import Layer, find_layers
+from asyncprop.engine.optimizer import States
+from asyncprop.engine.partition import Blocks, Partition, check_blocks, cut, measure_backward
+from asyncprop.engine.turn import Turn
+from asyncprop.engine.update import Stepper, Unit, Update, units_of
+from asyncprop.engine.versions import Versions
+
+
+class Lanes:
+    """Makes the lanes, and makes them anew when the user has moved, frozen or switched parts of the model.
+
+    Attributes:
+        count: how many there are.
+        lanes, steppers: emptied and filled only while nothing is in flight.
+        free: the lanes that carry no pass.
+        layers, versions: of the model as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        update: Update,
+        count: int,
+        device: Device,
+        *,
+        in_turn: bool,
+        partition: Partition | None,
+        exchange: Exchange | None,
+        telemetry: bool,
+        turn: Turn | None,
+        stopping: threading.Event,
+    ) -> None:
+        self.count = count
+        self.lanes: list[Lane] = []
+        self.steppers: list[Stepper] = []
+        self.free: Channel[Lane] = Channel(count)
+        self.layers: tuple[Layer, ...] = find_layers(model, trainable(model, optimizer), update.layers)
+        self.versions = Versions(count, len(self.layers))
+        self._model, self._optimizer, self._update, self._device = model, optimizer, update, device
+        self._partition, self._exchange, self._telemetry = partition, exchange, telemetry
+        self._turn, self._stopping, self._in_turn = turn, stopping, in_turn
+        self._signature: tuple[Any, ...] | None = None
+        self._units: list[Unit] = []
+        self._private: list[States] = [defaultdict(dict) for _ in range(count - 1)]
+        self._mean_squares: dict[str, Tensor] = {}
+        self._blocks = self._blocks_given()
+
+    def refresh(self) -> None:
+        """Make the lanes, unless they are there and still fit the model and its optimizer."""
+        signature = _signature(self._optimizer)
+        wanted = trainable(self._model, self._optimizer)
+        current = {name for layer in self.layers for name in layer.parameters}
+        unchanged = signature == self._signature and wanted == current
+        if unchanged and all(shares_storage(self._model, lane) for lane in self.lanes):
+            return
+        if wanted != current:
+            self.layers = find_layers(self._model, wanted, self._update.layers)
+            self.versions = Versions(self.count, len(self.layers))
+            self._blocks = self._blocks_given()
+        self._signature = signature
+        self.close()
+        self._units = units_of(self.layers, self._update, self._mean_squares, in_turn=self._in_turn)
+        for index in range(self.count):
+            self._add(index)
+
+    def close(self) -> None:
+        """Take all hooks off and forget the lanes."""
+        for lane, stepper in zip(self.lanes, self.steppers, strict=True):
+            stepper.close()
+            lane.close()
+        self.steppers.clear()
+        self.lanes.clear()
+        while len(self.free):
+            self.free.get()
+
+    def cut_blocks(self, losses_of: Callable[[nn.Module, Any], list[Tensor]], batch: Any) -> None:
+        """Cut the layers into the lanes' blocks by the times of backward passes on `batch`, if that is yet to be done.
+
+        Called before the first pass: it runs passes of its own, in a copy of the model, and puts back the random state.
+        """
+        if not self._partition or self._blocks:
+            return
+        with torch.random.fork_rng():
+            times = measure_backward(copy.deepcopy(self._model), losses_of, batch, self.layers, self._device)
+        self._blocks = cut(times, self.layers, self.count)
+        self._hand_out_blocks()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs beyond the user's model and optimizer; empty for most engines.
+
+        Nothing may be in flight.
+        """
+        if self._update.state == "shared" and not self._partition and not self._update.compensate:
+            return {}
+        return {
+            "private": [
+                {name: states[p] for name, p in self._model.named_parameters() if p in states}
+                for states in self._private
+            ],
+            "mean_squares": dict(self._mean_squares),
+            "blocks": [list(block) for block in self._blocks or ()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, of an engine with as many lanes."""
+        if not state:
+            return
+        if len(state["private"]) != len(self._private):
+            raise ValueError(
+                f"state must be of an engine with as many lanes (got {len(state['private']) + 1}, not {self.count})"
+            )
+        parameters = dict(self._model.named_parameters())
+        for states, saved in zip(self._private, state["private"], strict=True):
+            states.clear()
+            states.update({parameters[name]: copy.deepcopy(value) for name, value in saved.items()})
+        self._mean_squares.clear()
+        self._mean_squares.update(state["mean_squares"])
+        self._blocks = tuple(tuple(block) for block in state["blocks"]) or None
+        self._signature = None  # views hold the states: make them anew
+
+    def _add(self, index: int) -> None:
+        lane = Lane(index, self._model, self.layers, self.versions, self._device)
+        if self._telemetry or self._update.compensate:
+            lane.watch_reads(self._turn)
+        if self._update.compensate:
+            lane.keep_values()
+        shared = index == 0 or self._update.state == "shared"
+        stepper = Stepper(
+            lane,
+            self._units,
+            self._model,
+            self._optimizer,
+            self._optimizer.state if shared else self._private[index - 1],
+            partition=self._partition,
+            versions=self.versions if self._telemetry else None,
+            exchange=self._exchange,
+            turn=self._turn,
+            stopping=self._stopping,
+        )
+        self.lanes.append(lane)
+        self.steppers.append(stepper)
+        self.free.put(lane)
+        self._hand_out_blocks()
+
+    def _blocks_given(self) -> Blocks | None:
+        if not self._partition:
+            return None
+        if self.count == 1:
+            return (tuple(layer.name for layer in self.layers),)
+        if self._partition.blocks:
+            check_blocks(self._partition.blocks, self.layers, self.count)
+        return self._partition.blocks
+
+    def _hand_out_blocks(self) -> None:
+        for stepper, block in zip(self.steppers, self._blocks or (), strict=False):
+            names = [name for layer in self.layers if layer.name in block for name in layer.parameters]
+            stepper.block = [stepper.lane.leaves[name] for name in names]
+
+
+def trainable(model: nn.Module, optimizer: Optimizer) -> set[str]:
+    """Return the names of the parameters that get gradients and are stepped."""
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name for name, p in model.named_parameters() if p.requires_grad and id(p) in stepped}
+
+
+def _signature(optimizer: Optimizer) -> tuple[Any, ...]:
+    """What an OptimizerView depends on: changed by add_param_group and load_state_dict."""
+    groups = tuple(tuple(id(parameter) for parameter in group["params"]) for group in optimizer.param_groups)
+    return (id(optimizer.state), groups)

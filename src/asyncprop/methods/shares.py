@@ -1,0 +1,96 @@
+"""Shares: which batches of an epoch a rank takes. Each batch is one rank's, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from asyncprop.exchange.world import Counter, World
+
+FAR = 1 << 40
+"""Added to a counter to say that no more is to be taken."""
+
+
+class Share(Protocol):
+    """Numbers of batches, from 0 in the epoch, for this rank.
+
+    `ended` is where the next share starts, once this rank has ended it; None if another has, or it went to the end.
+    """
+
+    ended: int | None
+
+    def __iter__(self) -> Iterator[int]:
+        """Take numbers until there are no more, or `stop` was called."""
+
+    def stop(self) -> None:
+        """End the share, for all ranks, after what has been taken."""
+
+    @property
+    def others(self) -> int:
+        """Batches that other ranks have taken, as far as is known here."""
+
+
+class Claims:
+    """The next batch goes to whichever rank asks first, so that a slow rank holds up nobody.
+
+    Args:
+        counter: new, and shared by all ranks.
+        start, count: the first number, and the number of batches in the epoch.
+    """
+
+    def __init__(self, counter: Counter, start: int, count: int) -> None:
+        self.ended: int | None = None
+        self._counter, self._start, self._count = counter, start, count
+        self._taken, self._last = 0, start - 1
+
+    def __iter__(self) -> Iterator[int]:
+        while (number := self._start + self._counter.add(1) - 1) < self._count:
+            self._taken, self._last = self._taken + 1, number
+            yield number
+
+    def stop(self) -> None:
+        """Let nobody claim any more."""
+        claimed = self._start + self._counter.add(FAR) - FAR
+        if claimed < FAR:  # nobody was faster
+            self.ended = min(claimed, self._count)
+
+    @property
+    def others(self) -> int:
+        """Batches that others had claimed when this rank last claimed one."""
+        return self._last - self._start + 1 - self._taken
+
+
+class Rounds:
+    """Every rank takes one batch a round, as training in step needs it. What is left over at the end is left out.
+
+    Args:
+        counter: new, and shared by all ranks.
+        start, count: the first number, and the number of batches in the epoch.
+        world: this rank, and how many there are.
+    """
+
+    def __init__(self, counter: Counter, start: int, count: int, world: World) -> None:
+        self.ended: int | None = None
+        self._counter, self._start, self._count, self._world = counter, start, count, world
+        self._begun = 0
+        self._is_stopped = False
+
+    def __iter__(self) -> Iterator[int]:
+        for turn in range((self._count - self._start) // self._world.size):
+            limit = self._counter.add(0)
+            if limit and turn >= limit:
+                self.ended = self._start + limit * self._world.size
+                return
+            self._begun = turn + 1
+            yield self._start + turn * self._world.size + self._world.rank
+
+    def stop(self) -> None:
+        """End after the next round: no rank can be further, since each step waits for all. The first rank decides."""
+        if self._world.is_first and not self._is_stopped:
+            self._is_stopped = True
+            self._counter.add(self._begun + 1)
+
+    @property
+    def others(self) -> int:
+        """Batches that the others have taken: as many as this one, each."""
+        return self._begun * (self._world.size - 1)

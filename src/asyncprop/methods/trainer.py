@@ -1,0 +1,174 @@
+"""Trainer: what every method is when it runs. `open_trainer` makes one of a method's row and a run's options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from torch import nn
+from torch.optim import Optimizer
+
+from asyncprop.config import Options
+from asyncprop.delay import Delay, Delays, current_rank, parse_delays
+from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Partition
+from asyncprop.engine.partition import Blocks
+from asyncprop.engine.passes import LossFn
+from asyncprop.engine.update import Update
+from asyncprop.exchange import Averaging
+from asyncprop.methods import Method, get_method
+from asyncprop.methods.ddp import DdpLoop, PostLocalSgdLoop
+from asyncprop.methods.sgd import SequentialLoop
+from asyncprop.trace import Statistics, Step
+
+
+class Trainer(Protocol):
+    """A context manager that trains on batches and reports each."""
+
+    def __enter__(self) -> Self:
+        """Start."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """End; nothing of the trainer is left."""
+
+    def run(self, loader: Iterable[Any]) -> Iterator[Step]:
+        """Train on every batch of `loader` and yield its Step."""
+
+    def settle(self) -> None:
+        """Let the models of all ranks become equal; all must call it, with nothing in flight."""
+
+    def statistics(self) -> Statistics:
+        """Return counts and times so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs beyond model and optimizer."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How long a run is, for what a method does in phases: batches of one rank, and ranks."""
+
+    batches_per_epoch: int
+    epochs: int
+    ranks: int = 1
+    blocks: Blocks | None = None
+
+    def batches(self, epochs: float) -> int:
+        """Return the batches of one rank in so many epochs."""
+        return round(epochs * self.batches_per_epoch / self.ranks)
+
+
+def open_trainer(
+    options: Options,
+    method: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    *,
+    extent: Extent,
+    lockstep: bool = False,
+    seed: int = 0,
+) -> Trainer:
+    """Make the trainer of a method.
+
+    Args:
+        options: of the run; those that a method does not have are refused.
+        method: a name in METHODS.
+        model, optimizer, loss_fn: as for `asyncprop.Engine`.
+        extent: how long the run is.
+        lockstep: one batch at a time, equal to the plain loop bit for bit; one loop always is.
+        seed: of delays that are drawn.
+
+    Raises:
+        ValueError: if the method is unknown, or an option does not fit it.
+    """
+    row = get_method(method)
+    _refuse(options, row, extent.ranks)
+    given = parse_delays(options.delay) if options.delay else ()
+    delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
+    if row.workers is None or row.update is None:
+        return _open_loop(options, row, model, optimizer, loss_fn, extent, delays)
+    return Engine(
+        model,
+        optimizer,
+        loss_fn,
+        workers=_workers(options, row.workers),
+        update=_update(options, row.update),
+        partition=_partition(options, row, extent) if row.partition else None,
+        exchange=_exchange(options, extent) if extent.ranks > 1 else None,
+        delays=delays,
+        turn="lockstep" if lockstep else "free",
+    )
+
+
+def _open_loop(
+    options: Options,
+    row: Method,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    extent: Extent,
+    delays: tuple[Delay, ...],
+) -> Trainer:
+    waits = Delays(delays, current_rank())
+    if extent.ranks == 1:
+        return SequentialLoop(model, optimizer, loss_fn, delays=waits)
+    if row.exchange == "gradients in step":
+        return DdpLoop(model, optimizer, loss_fn, delays=waits, comm_hook=options.comm_hook or "none")
+    return PostLocalSgdLoop(
+        model, optimizer, loss_fn, delays=waits, period=options.period or 8,
+        warm_up_batches=extent.batches(options.prepass_epochs or 0),
+    )  # fmt: skip
+
+
+def _workers(options: Options, default: Decoupled | Coupled) -> Decoupled | Coupled:
+    if isinstance(default, Coupled):
+        return replace(default, workers=options.workers or default.workers)
+    given = {"forward": options.forward_threads, "backward": options.backward_threads, "lanes": options.lanes}
+    return replace(default, **{name: count for name, count in given.items() if count is not None})
+
+
+def _update(options: Options, default: Update) -> Update:
+    if options.compensation is None:
+        return default
+    kinds = {"none": None, "constant": Compensation(), "adaptive": Compensation(adaptive=True)}
+    return replace(default, compensate=kinds[options.compensation])
+
+
+def _partition(options: Options, row: Method, extent: Extent) -> Partition:
+    prepass = 1.0 if options.prepass_epochs is None else options.prepass_epochs
+    return Partition(
+        blocks=extent.blocks,
+        warm_up_batches=extent.batches(prepass),
+        alternate=row.partition == "all, own block in turn",
+    )
+
+
+def _exchange(options: Options, extent: Extent) -> Averaging:
+    """Average as often as can be in the first half of the run, then every `period` batches, as published."""
+    return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
+
+
+def _refuse(options: Options, row: Method, ranks: int) -> None:
+    """Refuse options that the method would not look at."""
+    in_step = row.exchange in ("gradients in step", "parameters in step")
+    decoupled = isinstance(row.workers, Decoupled)
+    fitting = {
+        "forward_threads": decoupled,
+        "backward_threads": decoupled,
+        "lanes": decoupled,
+        "workers": isinstance(row.workers, Coupled),
+        "compensation": row.workers is not None,
+        "prepass_epochs": row.partition is not None or row.exchange == "parameters in step",
+        "period": row.exchange in ("averaging", "parameters in step") or (row.workers is not None and ranks > 1),
+        "comm_hook": row.exchange == "gradients in step",
+    }
+    for name, fits in fitting.items():
+        if getattr(options, name) is not None and not fits:
+            raise ValueError(f"{name} must not be given for method {row.name}, which has none: see asyncprop methods")
+    if ranks > 1 and row.workers is None and not in_step:
+        raise ValueError(f"ranks must be 1 for method {row.name} (got {ranks}): ddp is its like on several")

@@ -1,0 +1,149 @@
+"""Coupled workers on a scripted schedule, against slow sequential twins: Hogwild!, private state, compensation."""
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import asyncprop as ap
+from asyncprop.testing import TINY, Sequencer, cross_entropy, same_state, twins
+
+PAIRS = 4
+TASK = TINY["mlp"]
+
+
+def in_pairs(layers: int) -> list[tuple[int, Any, int]]:
+    """Both passes of a pair read all layers before the first, then the second, writes: every second is one stale."""
+    script: list[tuple[int, Any, int]] = []
+    for first in range(0, 2 * PAIRS, 2):
+        script += [(batch, "read", layer) for batch in (first, first + 1) for layer in range(layers)]
+        script += [(batch, "write", 0) for batch in (first, first + 1)]
+    return script
+
+
+class BothReady(Sequencer):
+    """Lets no pass of a pair write before the gradients of both are ready: a backward pass uses the newest weights."""
+
+    def __init__(self, script: Any) -> None:
+        super().__init__(script)
+        self._ready = [threading.Event() for _ in range(2 * PAIRS)]
+
+    def at(self, batch: int, event: Any, layer: int) -> Any:
+        if event == "write":
+            self._ready[batch].set()
+            assert self._ready[batch ^ 1].wait(30)
+        return super().at(batch, event, layer)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+
+
+def scripted(update: ap.BlockUpdate) -> tuple[nn.Module, list[ap.Step]]:
+    model = TASK.seeded_model()
+    turn = BothReady(in_pairs(2))
+    with ap.Engine(
+        model, sgd(model.parameters()), cross_entropy, workers=ap.Coupled(2), update=update, turn=turn
+    ) as engine:
+        steps = sorted(engine.run(TASK.batches(2 * PAIRS)), key=lambda step: step.index)
+    assert turn.finished
+    return model, steps
+
+
+def gradients(model: nn.Module, batch: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(cross_entropy(model, batch), list(model.parameters())))
+
+
+def twin(lanes: list[int], *, private: bool, compensation: ap.Compensation | None = None) -> nn.Module:
+    """Compute each pair's gradients at the same parameters, then apply one after the other."""
+    model = TASK.seeded_model()
+    parameters = list(model.parameters())
+    optimizers = [sgd(parameters) for _ in range(2)] if private else [sgd(parameters)] * 2
+    mean_squares = [torch.zeros_like(p) for p in parameters]
+    batches = TASK.batches(2 * PAIRS)
+    for first in range(0, 2 * PAIRS, 2):
+        read = copy.deepcopy(parameters)
+        pair = [gradients(model, batches[first]), gradients(model, batches[first + 1])]
+        for batch, found in zip((first, first + 1), pair, strict=True):
+            for p, old, g, ms in zip(parameters, read, found, mean_squares, strict=True):
+                if compensation and compensation.adaptive:
+                    ms.copy_(compensation.decay * ms + (1 - compensation.decay) * g * g)
+                    g = g + 2 / torch.sqrt(ms + 1e-7) * g * g * (p.detach() - old.detach())
+                elif compensation:
+                    g = g + compensation.coefficient * g * g * (p.detach() - old.detach())
+                p.grad = g
+            optimizers[lanes[batch]].step()
+    return model
+
+
+@pytest.mark.parametrize("state", ["shared", "private"])
+def test_hogwild_equals_its_twin(state: Any) -> None:
+    model, steps = scripted(ap.BlockUpdate(state=state))
+    assert [step.staleness for step in steps] == [(0, 0), (1, 1)] * PAIRS
+    assert same_state(model.state_dict(), twin([s.lane for s in steps], private=state == "private").state_dict())
+
+
+@pytest.mark.parametrize("compensation", [ap.Compensation(0.3), ap.Compensation(adaptive=True)])
+def test_delay_compensation_equals_its_twin(compensation: ap.Compensation) -> None:
+    model, steps = scripted(ap.BlockUpdate(compensate=compensation))
+    expected = twin([s.lane for s in steps], private=False, compensation=compensation)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+    without = twin([s.lane for s in steps], private=False)
+    assert not all(torch.allclose(a, b) for a, b in zip(model.parameters(), without.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("update", [ap.LayerUpdate, ap.BlockUpdate])
+@pytest.mark.parametrize("workers", [ap.Coupled(1), ap.Decoupled(1, 1, lanes=1)])
+@pytest.mark.parametrize("task", TINY)
+def test_what_is_not_stale_is_not_corrected(task: str, workers: Any, update: Any) -> None:
+    losses = []
+    for compensation in (None, ap.Compensation(adaptive=True)):
+        model = TINY[task].seeded_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        with ap.Engine(
+            model, optimizer, cross_entropy, workers=workers, update=update(compensate=compensation), telemetry=False
+        ) as engine:
+            losses.append([step.loss for step in engine.run(TINY[task].batches(6))])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"coefficient": -1.0}, "coefficient must be"), ({"decay": 1.0}, "decay must be")],
+)
+def test_compensation_out_of_range(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ap.Compensation(**options)
+
+
+def test_private_state_goes_through_a_state_dict() -> None:
+    batches = TASK.batches(12)
+
+    def engine_on(model: nn.Module, optimizer: torch.optim.Optimizer) -> ap.Engine:
+        turn = Sequencer([(batch, event, 0) for batch in range(6) for event in ("read", "write")])
+        update = ap.BlockUpdate(state="private", compensate=ap.Compensation(adaptive=True))
+        return ap.Engine(model, optimizer, cross_entropy, workers=ap.Coupled(2), update=update, turn=turn)
+
+    model = TASK.seeded_model()
+    optimizer = sgd(model.parameters())
+    with engine_on(model, optimizer) as engine:
+        list(engine.run(batches[:6]))
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), engine.state_dict()))
+    assert saved[2]["private"][0].keys() == dict(model.named_parameters()).keys()
+    (other,) = twins(model, 1)
+    other.load_state_dict(saved[0])
+    other_optimizer = sgd(other.parameters())
+    other_optimizer.load_state_dict(saved[1])
+    with engine_on(other, other_optimizer) as engine:
+        engine.load_state_dict(saved[2])
+        assert same_state(engine.state_dict(), saved[2])
+        list(engine.run(batches[6:]))
+        assert not same_state(engine.state_dict(), saved[2])
+    with pytest.raises(ValueError, match="as many lanes"):
+        ap.Engine(
+            other, other_optimizer, cross_entropy, workers=ap.Coupled(3), update=ap.BlockUpdate(state="private")
+        ).load_state_dict(saved[2])
