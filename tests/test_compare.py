@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from asyncprop.config import CompareConfig
-from asyncprop.methods.compare import _plan, compare
+from asyncprop.methods.compare import TUNE_SEED, RunFailedError, _plan, _variants, compare
+from asyncprop.methods.tune import parse_grid, points
 from asyncprop.report.rows import comparison
 from asyncprop.report.tables import comparison_markdown, print_comparison
 
@@ -17,7 +18,7 @@ SMALL = {"task": "digits", "epochs": 2, "train_samples": 320, "test_samples": 10
 
 def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
     config = CompareConfig(methods="sgd,async-lu, async-bu:momentum=0.5:lr=0.1", seeds=3, **SMALL)
-    plan = list(_plan(config, tmp_path))
+    plan = list(_plan(config, _variants(config), tmp_path))
     first = "async-bu:momentum=0.5:lr=0.1"
     assert [(planned.label, planned.config.seed) for planned in plan] == [
         ("sgd", 0), ("async-lu", 0), (first, 0),
@@ -39,6 +40,9 @@ def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
         ({"target": "high"}, "target must be a number"),
         ({"target": "1.5"}, "target must be a number"),
         ({"task": "mnist"}, "task must be one of"),
+        ({"tune": "lr"}, "tune must be like"),
+        ({"tune": "colour=1"}, "tune must be like"),
+        ({"tune": "seed=1,2"}, "tune must be like"),
     ],
 )
 def test_what_cannot_be_compared(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -65,8 +69,35 @@ def test_a_comparison_is_made_once(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
     config = CompareConfig(methods="sgd:lr=1e30", seeds=1, **SMALL)
-    with pytest.raises(RuntimeError, match=r"\[1/1\] sgd:lr=1e30 seed 0 failed: .*NonFiniteError"):
+    with pytest.raises(RunFailedError, match=r"\[1/1\] sgd:lr=1e30 seed 0 failed: .*NonFiniteError"):
         compare(config, tmp_path / "out", io.StringIO())
+
+
+def test_the_grid_leaves_out_what_is_fixed() -> None:
+    grid = parse_grid("lr=0.1, 0.2:momentum=0.5")
+    assert list(points(grid, {})) == [{"lr": "0.1", "momentum": "0.5"}, {"lr": "0.2", "momentum": "0.5"}]
+    assert list(points(grid, {"lr": "0.3"})) == [{"momentum": "0.5"}]
+    assert list(points(grid, {"lr": "0.3", "momentum": "0"})) == []
+
+
+def test_every_method_is_tuned_by_the_same_grid(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd,async-lu:lr=0.1", seeds=1, tune="lr=1e-9,0.1,1e30", target="0.01", **SMALL)
+    said = io.StringIO()
+    made = compare(config, tmp_path / "out", said)
+    sgd, fixed = made["rows"]
+    assert sgd["options"] == {"lr": "0.1"}
+    assert fixed["options"] == {"lr": "0.1"}
+    assert list(made["tuning"]) == ["sgd"]
+    slow, good, failed = made["tuning"]["sgd"]["grid"]
+    assert slow["best_metric"] < good["best_metric"]
+    assert failed["best_metric"] is None
+    assert "NonFiniteError" in said.getvalue()
+    assert json.loads((tmp_path / "out" / "tuning.json").read_text()) == made["tuning"]
+    tuned = tmp_path / "out" / "tuning" / "sgd_lr-0.1" / "result.json"
+    assert json.loads(tuned.read_text())["seed"] == TUNE_SEED
+    again = io.StringIO()
+    compare(config, tmp_path / "out", again)
+    assert again.getvalue().count("kept,") == 4
 
 
 def run(*metrics: float, memory: int = 10, seconds: float = 2.0) -> dict[str, Any]:

@@ -165,6 +165,7 @@ def compare(
         markdown: File to write the table to, with how it was made.
         quiet: Print the table only.
     """
+    from asyncprop.methods.compare import RunFailedError
     from asyncprop.methods.compare import compare as compare_methods
     from asyncprop.report.tables import comparison_markdown, print_comparison
     from asyncprop.runs import write_json
@@ -173,7 +174,7 @@ def compare(
     resolved = resolve(CompareConfig, _given(options, task), config)
     try:
         comparison = compare_methods(resolved, out, sys.stderr, quiet=quiet)
-    except RuntimeError as error:
+    except RunFailedError as error:
         return _complain(str(error), FAILED)
     print_comparison(comparison, sys.stdout)
     if json:
@@ -181,6 +182,32 @@ def compare(
     if markdown:
         markdown.write_text(comparison_markdown(comparison), encoding="utf-8")
     return 0
+
+
+@app.command
+def delays(*comparisons: Path, json: JsonFile = None, markdown: Path | None = None, plot: Path | None = None) -> None:
+    """Set comparisons of the same methods side by side that differ in their delay: how much a straggler costs.
+
+    Args:
+        comparisons: JSON files that `asyncprop compare --delay ... --json FILE` has written.
+        json: File to write the rows to.
+        markdown: File to write the table to.
+        plot: File to draw the curves to (.svg or .png).
+    """
+    from asyncprop.report.delays import delay_markdown, delay_rows, print_delays, read_comparisons
+    from asyncprop.runs import write_json
+
+    _check_writable(json, markdown, plot)
+    rows = delay_rows(read_comparisons(comparisons))
+    print_delays(rows, sys.stdout)
+    if json:
+        write_json(json, rows)
+    if markdown:
+        markdown.write_text(delay_markdown(rows), encoding="utf-8")
+    if plot:
+        from asyncprop.report.figures import plot_delays
+
+        plot_delays(rows, plot)
 
 
 @data.command(name="list")

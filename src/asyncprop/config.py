@@ -93,6 +93,11 @@ class CompareOptions(Options):
         description="Test metric to reach, 0 to 1; or worst-best: the best that the worst method reached. "
         "Default: the task's.",
     )
+    tune: str | None = Field(
+        None,
+        description="Choose options for every method, by runs with a seed of their own: lr=0.05,0.1:momentum=0.5,0.9 "
+        "tries all four. What a method's own options fix is not tried.",
+    )
 
 
 class CompareConfig(CompareOptions):

@@ -31,7 +31,8 @@ class Decoupled:
         backward: threads that run backward passes. The paper has 1 forward and 2 backward threads, since a backward
             pass takes about twice as long; 2 forward threads keep the cores busy when two passes end at once.
         lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward, or as many passes
-            as the device computes at once (one per core) if that is less: more only add staleness. See `lanes_on`.
+            as the device computes at once (one per core) if that is less: more only add staleness. So on one core
+            there is one lane, and nothing is stale.
         intraop_threads: threads that one operation may use, per worker. Default: the cores shared out over the passes
             that can run at once. In lockstep the default is the caller's own `torch.get_num_threads()`.
     """
@@ -47,9 +48,9 @@ class Decoupled:
         )
 
     def lanes_on(self, passes_at_once: int | None) -> int:
-        """Return the lanes on a device that computes so many passes at once (None: unknown); 2 at least by default."""
+        """Return the lanes on a device that computes so many passes at once (None: unknown)."""
         threads = self.forward + self.backward
-        return self.lanes or min(threads, max(2, passes_at_once or threads))
+        return self.lanes or min(threads, passes_at_once or threads)
 
 
 @dataclass(frozen=True, slots=True)

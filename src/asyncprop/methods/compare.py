@@ -15,9 +15,17 @@ from rich.console import Console
 
 from asyncprop.config import CompareConfig, TrainConfig, resolve, to_toml
 from asyncprop.methods import get_method
+from asyncprop.methods.tune import Grid, parse_grid, points
 from asyncprop.report.rows import comparison
-from asyncprop.runs import environment, read_config, read_result
+from asyncprop.runs import environment, read_config, read_result, write_json
 from asyncprop.tasks import get_task
+
+TUNE_SEED = 1000
+"""The seed of tuning runs: none of those that are compared."""
+
+
+class RunFailedError(RuntimeError):
+    """A run ended with an error; the message names it and its cause."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,17 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
 
     Raises:
         ValueError: if the configuration is wrong, or the folder holds another comparison.
-        RuntimeError: if a run failed; its cause is told.
+        RunFailedError: if a run failed; its cause is told. (One that only tunes may fail: it is then not chosen.)
     """
     task = get_task(config.task)
     target = _target(config.target, task.target)
     out = out or Path("compare") / time.strftime(f"%Y%m%d-%H%M%S-{config.task}")
-    plan = list(_plan(config, out))
+    grid = parse_grid(config.tune) if config.tune else {}
+    list(_plan(config, _variants(config), out))  # refuses what can't be run
     _open_folder(out, config)
     console = Console(file=messages, quiet=quiet, highlight=False)
+    variants, tuning = _tune(config, grid, out, console)
+    plan = list(_plan(config, variants, out))
     console.print(f"{config.task}: {len(plan)} runs -> {out}")
     for number, planned in enumerate(plan, start=1):
         name = f"[{number}/{len(plan)}] {planned.label} seed {planned.config.seed}"
@@ -57,8 +68,53 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
         result = read_result(planned.folder)
         assert result
         results.setdefault(planned.label, []).append(result)
-    ordered = {label: results[label] for label in _variants(config)}
-    return {**comparison(ordered, target), "config": config.model_dump(mode="json"), "environment": environment()}
+    compared = comparison({label: results[label] for label in variants}, target)
+    for row in compared["rows"]:
+        row["options"] = {option: value for option, value in variants[row["method"]].items() if option != "method"}
+    made = {"config": config.model_dump(mode="json"), "environment": environment()}
+    return {**compared, **({"tuning": tuning} if tuning else {}), **made}
+
+
+def _tune(
+    config: CompareConfig, grid: Grid, out: Path, console: Console
+) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+    """Choose the options in `grid` for every method, by one run each with a seed of its own, of the same length.
+
+    Returns:
+        The variants, with what was chosen; and, by label, what every point of the grid reached.
+    """
+    variants = _variants(config)
+    common = _common(config)
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in variants}
+    sweeps = {label: list(points(grid, options)) for label, options in variants.items()}
+    for place in range(max(map(len, sweeps.values()), default=0)):
+        for label, options in variants.items():
+            if place >= len(sweeps[label]):
+                continue
+            point = sweeps[label][place]
+            run = resolve(TrainConfig, {**common, "seed": TUNE_SEED, **options, **point}, None)
+            name = " ".join([label, *(f"{option}={value}" for option, value in point.items())])
+            planned = Planned(label, run, out / "tuning" / _file_name(name))
+            try:
+                said = _make(planned, console, f"tuning {name}")
+            except RunFailedError as failure:
+                said = str(failure)
+            result = read_result(planned.folder)
+            found[label].append({**point, "best_metric": result["best_metric"] if result else None})
+            console.print(f"tuning {name}: {said}", markup=False, soft_wrap=True)
+    tuning = {}
+    for label, options in variants.items():
+        finished = [point for point in found[label] if point["best_metric"] is not None]
+        if found[label] and not finished:
+            raise RunFailedError(f"tuning {label} failed at every point of its grid: lower the learning rates")
+        if finished:
+            best = max(finished, key=lambda point: float(point["best_metric"]))
+            chosen = {option: value for option, value in best.items() if option != "best_metric"}
+            options.update(chosen)
+            tuning[label] = {"chosen": chosen, "grid": found[label]}
+    if tuning:
+        write_json(out / "tuning.json", tuning)
+    return variants, tuning
 
 
 def _target(asked: str | None, default: float) -> float | None:
@@ -94,15 +150,23 @@ def _variants(config: CompareConfig) -> dict[str, dict[str, str]]:
     return variants
 
 
-def _plan(config: CompareConfig, out: Path) -> Iterator[Planned]:
+def _common(config: CompareConfig) -> dict[str, Any]:
+    """Return the options that all runs have in common."""
+    return config.model_dump(exclude={"methods", "seeds", "target", "tune"}, exclude_none=True)
+
+
+def _plan(config: CompareConfig, variants: dict[str, dict[str, str]], out: Path) -> Iterator[Planned]:
     """Yield all runs, seed by seed; each seed begins with another method."""
-    common = config.model_dump(exclude={"methods", "seeds", "target"}, exclude_none=True)
-    variants = list(_variants(config).items())
+    rows = list(variants.items())
     for seed in range(config.seeds):
-        turn = seed % len(variants)
-        for label, options in variants[turn:] + variants[:turn]:
-            run = resolve(TrainConfig, {**common, "seed": seed, **options}, None)
-            yield Planned(label, run, out / f"{label.replace(':', '_').replace('=', '-')}_seed-{run.seed}")
+        turn = seed % len(rows)
+        for label, options in rows[turn:] + rows[:turn]:
+            run = resolve(TrainConfig, {**_common(config), "seed": seed, **options}, None)
+            yield Planned(label, run, out / f"{_file_name(label)}_seed-{run.seed}")
+
+
+def _file_name(label: str) -> str:
+    return label.replace(":", "_").replace("=", "-").replace(" ", "_").replace(",", "_")
 
 
 def _open_folder(out: Path, config: CompareConfig) -> None:
@@ -131,7 +195,8 @@ def _make(planned: Planned, console: Console, name: str) -> str:
         command += ["--resume", str(planned.folder)]
     else:
         shutil.rmtree(planned.folder, ignore_errors=True)
-        file = planned.folder.with_suffix(".toml")
+        file = planned.folder.with_name(f"{planned.folder.name}.toml")
+        file.parent.mkdir(exist_ok=True)
         file.write_text(to_toml(planned.config), encoding="utf-8")
         command += ["--config", str(file), "--out", str(planned.folder)]
     with console.status(name):
@@ -139,7 +204,7 @@ def _make(planned: Planned, console: Console, name: str) -> str:
     result = read_result(planned.folder)
     if done.returncode or result is None:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"{name} failed: {said[-1]}")
+        raise RunFailedError(f"{name} failed: {said[-1]}")
     return _summary(result)
 
 

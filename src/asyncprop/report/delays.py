@@ -1,0 +1,109 @@
+"""Delays: comparisons that differ in their delay alone, as one table: what a straggler costs each method."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from asyncprop.report.tables import markdown_table, print_table, provenance
+
+Comparison = dict[str, Any]
+
+
+def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
+    """Read what `asyncprop compare --json` has written.
+
+    Raises:
+        ValueError: if a file is no comparison, or the comparisons are not of the same runs but for their delay.
+    """
+    if not files:
+        raise ValueError("comparisons must be given: the files that asyncprop compare --json has written")
+    found = []
+    for file in files:
+        try:
+            comparison = json.loads(file.read_text(encoding="utf-8"))
+            comparison["rows"], comparison["config"]["task"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"comparisons must be files of asyncprop compare --json ({file}: {error})") from None
+        found.append(comparison)
+    for comparison in found[1:]:
+        ours, theirs = ({**c["config"], "delay": None} for c in (found[0], comparison))
+        if ours != theirs:
+            wrong = ", ".join(sorted(key for key in ours if ours[key] != theirs.get(key)))
+            raise ValueError(f"comparisons must differ in their delay alone (these differ in {wrong})")
+    return found
+
+
+def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return one row per delay, in order, with each method's time to target, and the first method's over it.
+
+    Each row has `delay_s` and, by method, `mean_s` and `std_s` (None if not every run reached the target), `reached`,
+    `n`, and `ratio`, the first method's mean over this one's.
+    """
+    rows = []
+    for comparison in comparisons:
+        cells = {}
+        for row in comparison["rows"]:
+            whole = row["reached"] == row["n"]
+            cells[row["method"]] = {
+                "mean_s": row["time_to_target_s_mean"] if whole else None,
+                "std_s": row["time_to_target_s_std"] if whole else None,
+                "reached": row["reached"],
+                "n": row["n"],
+            }
+        base = next(iter(cells.values()))["mean_s"]
+        for cell in cells.values():
+            cell["ratio"] = base / cell["mean_s"] if base and cell["mean_s"] else None
+        rows.append({"delay_s": _seconds(comparison["config"]["delay"]), "methods": cells})
+    first = comparisons[0]
+    return {
+        "task": first["task"],
+        "target": first["target"],
+        "rows": sorted(rows, key=lambda row: float(row["delay_s"])),
+        "commands": [comparison["environment"]["command"] for comparison in comparisons],
+        "environment": first["environment"],
+    }
+
+
+def _seconds(delay: str | None) -> float:
+    found = re.search(r"seconds=([0-9.eE+-]+)", delay or "")
+    return float(found.group(1)) if found else 0.0
+
+
+def _table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    methods = list(found["rows"][0]["methods"])
+    columns = ["delay (s per step)", *methods, *(f"{methods[0]} / {method}" for method in methods[1:])]
+    lines = []
+    for row in found["rows"]:
+        cells = row["methods"]
+        times = [_time(cells[method]) for method in methods]
+        ratios = [f"{ratio:.2f}" if (ratio := cells[method]["ratio"]) else "–" for method in methods[1:]]
+        lines.append([f"{row['delay_s']:g}", *times, *ratios])
+    return columns, lines
+
+
+def _time(cell: dict[str, Any]) -> str:
+    if cell["mean_s"] is None:
+        return f"reached by {cell['reached']} of {cell['n']}"
+    return f"{cell['mean_s']:.1f}" + (f" ± {cell['std_s']:.1f}" if cell["std_s"] is not None else "")
+
+
+def _title(found: dict[str, Any]) -> str:
+    return f"{found['task']}: seconds of training to {found['target']:.4g}, by delay of one rank"
+
+
+def print_delays(found: dict[str, Any], stream: TextIO) -> None:
+    """Print the rows."""
+    print(_title(found), file=stream)
+    columns, lines = _table(found)
+    print_table(stream, columns, lines, numbers_from=0)
+
+
+def delay_markdown(found: dict[str, Any]) -> str:
+    """Return the rows in Markdown, with the commands and the machine."""
+    commands = "\n".join(f"    {command}" for command in found["commands"])
+    table = markdown_table(*_table(found))
+    return f"# {_title(found)}\n\n{table}\n{commands}\n\nThis table: {provenance(found['environment'])}\n"

@@ -1,0 +1,46 @@
+"""Figures: what the tables say, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_delays(found: dict[str, Any], path: Path) -> None:
+    """Draw each method's time to target against the delay of one rank.
+
+    Args:
+        found: what `report.delays.delay_rows` returns.
+        path: of the picture; its suffix says which kind.
+
+    Raises:
+        ValueError: if the suffix is of no picture, or matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'") from None
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    rows = found["rows"]
+    for method, marker in zip(rows[0]["methods"], "osD^vP*X<>", strict=False):
+        cells = [(row["delay_s"], row["methods"][method]) for row in rows if row["methods"][method]["mean_s"]]
+        axes.errorbar(
+            [delay for delay, _ in cells],
+            [cell["mean_s"] for _, cell in cells],
+            yerr=[cell["std_s"] or 0.0 for _, cell in cells],
+            marker=marker,
+            capsize=3,
+            label=method,
+        )
+    axes.set_xlabel("delay of one rank (s per step)")
+    axes.set_ylabel(f"training time to {found['target']:.4g} (s)")
+    axes.set_title(found["task"])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path, dpi=150)

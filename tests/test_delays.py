@@ -1,0 +1,67 @@
+"""Delays: comparisons that differ in their delay alone, as a table and a picture."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncprop.report.delays import delay_markdown, delay_rows, print_delays, read_comparisons
+from asyncprop.report.figures import plot_delays
+
+
+def comparison(delay: str | None, times: dict[str, float | None], **config: Any) -> dict[str, Any]:
+    return {
+        "task": "digits",
+        "target": 0.9,
+        "config": {"task": "digits", "epochs": 2, "delay": delay, **config},
+        "environment": dict.fromkeys(("command", "commit", "torch", "python", "cores", "processor", "started"), "x"),
+        "rows": [
+            {"method": method, "n": 3, "reached": 3 if seconds else 1, "time_to_target_s_mean": seconds or 1.0,
+             "time_to_target_s_std": 0.5}
+            for method, seconds in times.items()
+        ],
+    }  # fmt: skip
+
+
+def write(folder: Path, *comparisons: dict[str, Any]) -> list[Path]:
+    files = [folder / f"{number}.json" for number in range(len(comparisons))]
+    for file, content in zip(files, comparisons, strict=True):
+        file.write_text(json.dumps(content))
+    return files
+
+
+def test_rows_are_in_the_order_of_delays(tmp_path: Path) -> None:
+    files = write(
+        tmp_path,
+        comparison("rank=1,seconds=2.0", {"ddp": 20.0, "async-lu": 4.0}),
+        comparison("rank=1,seconds=0", {"ddp": 4.0, "async-lu": None}),
+    )
+    found = delay_rows(read_comparisons(files))
+    assert [row["delay_s"] for row in found["rows"]] == [0.0, 2.0]
+    assert [row["methods"]["async-lu"]["ratio"] for row in found["rows"]] == [None, 5.0]
+    stream = io.StringIO()
+    print_delays(found, stream)
+    assert "reached by 1 of 3" in stream.getvalue()
+    assert "| 2 | 20.0 ± 0.5 | 4.0 ± 0.5 | 5.00 |" in delay_markdown(found)
+
+
+def test_files_that_cannot_be_set_side_by_side(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be given"):
+        read_comparisons([])
+    with pytest.raises(ValueError, match=r"missing.json"):
+        read_comparisons([tmp_path / "missing.json"])
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"other.json"):
+        read_comparisons([tmp_path / "other.json"])
+    with pytest.raises(ValueError, match="these differ in epochs"):
+        read_comparisons(write(tmp_path, comparison(None, {"a": 1.0}), comparison(None, {"a": 1.0}, epochs=3)))
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    found = delay_rows([comparison(f"seconds={s}", {"ddp": 1.0 + s, "async-lu": 1.0}) for s in (0, 1)])
+    plot_delays(found, tmp_path / "curve.svg")
+    assert "async-lu" in (tmp_path / "curve.svg").read_text()
+    with pytest.raises(ValueError, match=r"plot must be a .svg"):
+        plot_delays(found, tmp_path / "curve.txt")
