@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from asyncprop import Decoupled
-from asyncprop.bench import gpu
+from asyncprop.bench import gpu, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import contestants, figures
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
-from asyncprop.report.tables import print_bench, print_gpu, print_memory
+from asyncprop.report.tables import print_bench, print_gpu, print_memory, print_partition
 
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
 MEASURED = {
@@ -70,6 +70,17 @@ def test_the_gpu_benchmark_runs_the_same_code_on_the_cpu(monkeypatch: pytest.Mon
     stream = io.StringIO()
     print_gpu(made, stream)
     assert "async-lu 1F2B" in stream.getvalue()
+
+
+def test_partial_backward_passes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "ROUNDS", 1)
+    monkeypatch.setattr(partition, "choose", lambda names: [SMALL])
+    made = partition.bench_partition(None, io.StringIO())
+    assert [len(row["blocks"]) for row in made["rows"]] == [2, 4]
+    assert all(len(row["block_s"]) == len(row["blocks"]) and row["backward_s"] > 0 for row in made["rows"])
+    stream = io.StringIO()
+    print_partition(made, stream)
+    assert stream.getvalue().count("small") == 2
 
 
 def test_memory_figures_are_printed() -> None:

@@ -306,6 +306,25 @@ def memory(*, json: JsonFile = None) -> None:
 
 
 @bench.command
+def partition(*, workloads: str | None = None, json: JsonFile = None) -> None:
+    """Measure what partial backward passes save: each block's, against a whole one.
+
+    Args:
+        workloads: Names, separated by commas. Default: all.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.partition import bench_partition
+    from asyncprop.report.tables import print_partition
+    from asyncprop.runs import write_json
+
+    _check_writable(json)
+    figures = bench_partition(workloads, sys.stderr)
+    print_partition(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+
+
+@bench.command
 def gpu(*, json: JsonFile = None) -> None:
     """Measure Async LU against SGD on this machine's GPU.
 

@@ -132,7 +132,6 @@ class Engine:
             self._update,
             lane_count,
             self._device,
-            in_turn=self._lockstep,
             partition=partition,
             exchange=exchange,
             telemetry=telemetry,

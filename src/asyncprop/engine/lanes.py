@@ -42,7 +42,6 @@ class Lanes:
         count: int,
         device: Device,
         *,
-        in_turn: bool,
         partition: Partition | None,
         exchange: Exchange | None,
         telemetry: bool,
@@ -57,7 +56,8 @@ class Lanes:
         self.versions = Versions(count, len(self.layers))
         self._model, self._optimizer, self._update, self._device = model, optimizer, update, device
         self._partition, self._exchange, self._telemetry = partition, exchange, telemetry
-        self._turn, self._stopping, self._in_turn = turn, stopping, in_turn
+        self._turn, self._stopping = turn, stopping
+        self._in_turn = count == 1 and turn is None  # one pass after the other
         self._signature: tuple[Any, ...] | None = None
         self._units: list[Unit] = []
         self._private: list[States] = [defaultdict(dict) for _ in range(count - 1)]

@@ -39,6 +39,7 @@ COMPARISON: Columns = {
     "final": lambda row: _mean_std(row, "final_accuracy", ".4f"),
     "time to target (s)": lambda row: _to_target(row, "time_to_target_s"),
     "epochs to target": lambda row: _to_target(row, "epochs_to_target"),
+    "time to own best (s)": lambda row: _mean_std(row, "time_to_own_best_s", ".1f"),
     "training time (s)": lambda row: _mean_std(row, "train_s", ".1f"),
     "samples/s": lambda row: _mean_std(row, "samples_per_s", ",.0f"),
     "staleness": lambda row: _mean_std(row, "staleness", ".2f"),
@@ -148,6 +149,20 @@ def print_memory(figures: dict[str, Any], stream: TextIO) -> None:
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f}"
+
+
+PARTITION: Columns = {
+    "workload": lambda row: str(row["name"]),
+    "layers of each block": lambda row: ", ".join(map(str, row["blocks"])),
+    "whole backward (ms)": lambda row: _ms(row["backward_s"]),
+    "of each block (ms)": lambda row: ", ".join(map(_ms, row["block_s"])),
+    "saved": lambda row: f"{row['saved']:.0%}",
+}
+
+
+def print_partition(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print the figures of `bench partition`."""
+    print_table(stream, list(PARTITION), _cells(PARTITION, figures["rows"]), numbers_from=2)
 
 
 GPU: Columns = {
