@@ -152,3 +152,29 @@ def test_an_impossible_script_fails_by_name() -> None:
 def test_a_script_names_each_event_once() -> None:
     with pytest.raises(ValueError, match="script must name each event once"):
         Sequencer([(0, R, 0), (0, R, 0)])
+
+
+def test_no_batch_is_taken_before_a_lane_is_free_for_it() -> None:
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    taken: list[int] = []
+    seen: list[int] = []
+
+    class Looks(Sequencer):
+        """Notes how many batches have been taken when the first of two passes in flight writes."""
+
+        def at(self, batch, event, layer):
+            if event == "write" and batch == 0:
+                seen.append(len(taken))
+            return super().at(batch, event, layer)
+
+    def loader():
+        for number, batch in enumerate(TINY["mlp"].batches(8)):
+            taken.append(number)
+            yield batch
+
+    turn = Looks([(0, "write", 0), (1, "write", 1)])  # the second pass writes nothing before the first is done
+    with ap.Engine(model, optimizer, cross_entropy, workers=ap.Decoupled(3, 2, lanes=2), turn=turn) as engine:
+        list(engine.run(loader()))
+    assert turn.finished
+    assert max(seen) <= 2

@@ -44,6 +44,13 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def wait(self) -> None:
+        """Wait until there is an item, and leave it where it is; raise Closed once the channel is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            if not self._items:
+                raise Closed
+
     def close(self, *, discard: bool = False) -> None:
         """Refuse further items; those that wait can still be had unless `discard`."""
         with self._changed:

@@ -155,6 +155,7 @@ class Crew:
         else:
             self._forward_left = workers.forward
             self._ending = threading.Lock()
+            self._admission = threading.Lock()
             self._add("forward", workers.forward, self._forward)
             self._add("backward", workers.backward, self._backward)
 
@@ -207,8 +208,10 @@ class Crew:
     def _forward(self, clock: Clock) -> None:
         try:
             while True:
-                work = self._feed.take()
-                lane = self._free.get()  # waits while all lanes carry passes: the back-pressure
+                with self._admission:
+                    self._free.wait()  # while all lanes carry passes: the back-pressure
+                    work = self._feed.take()  # not before: other ranks might begin it sooner
+                    lane = self._free.get()
                 pending = self._start(work, lane, clock)
                 pending.queue_depth = len(self.pendings)
                 self.pendings.put(pending)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import resource
 import sys
 import time
@@ -73,7 +74,7 @@ class Session:
         self.epochs = config.epochs or recipe.epochs
         self.batch_size = config.batch_size or recipe.batch_size
         self.target = config.target or self.task.target
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + 1_000_003 * self.world.rank)  # ranks draw their own dropout
         self.model: nn.Module = self.task.build(width=config.width, seed=config.seed).to(self.device)
         self.optimizer: Optimizer = self.task.optimizer(
             self.model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -349,4 +350,6 @@ def peak_memory_bytes() -> int:
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device must be one that this machine has (got {name}): use --device cpu")
+    if name == "cuda":  # one GPU per rank of this machine
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device(name)
