@@ -59,15 +59,3 @@ def test_a_put_waits_for_room() -> None:
     thread.start()
     assert [channel.get(), channel.get()] == [0, 1]
     thread.join(timeout=30)
-
-
-def test_waiting_leaves_the_item_where_it_is() -> None:
-    channel: Channel[int] = Channel(1)
-    channel.put(1)
-    channel.wait()
-    assert len(channel) == 1
-    channel.close()
-    channel.wait()
-    assert channel.get() == 1
-    with pytest.raises(Closed):
-        channel.wait()

@@ -18,6 +18,13 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return int(ended.value.code or 0), out, err
 
 
+def test_what_all_ranks_refuse_is_said_once() -> None:
+    command = [sys.executable, "-m", "asyncprop", "train", "digits", "--method", "sgd", "--ranks", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "asyncprop: ranks must be 1 for method sgd (got 2): ddp is its like on several\n"
+
+
 WRONG = [
     (["train", "digits", "--epochs", "0"], r"--epochs must be >= 1 \(got 0\)"),
     (["train", "digits", "--lr", "fast"], "--lr must be a valid number"),
@@ -28,6 +35,10 @@ WRONG = [
     (["train"], "task must be given"),
     (["train", "mnist"], "task must be one of digits"),
     (["train", "digits", "--method", "adam"], "method must be one of sgd"),
+    (["train", "digits", "--method", "sgd", "--workers", "2"], "workers must not be given for method sgd"),
+    (["train", "digits", "--delay", "slow"], "delay must be like rank=1,seconds=0.5"),
+    (["train", "digits", "--compensation", "some"], "--compensation must be 'none', 'constant' or 'adaptive'"),
+    (["delays"], "comparisons must be given"),
     (["train", "digits", "--config", "none.toml"], "config must be a readable file"),
     (["train", "--resume", "nowhere"], r"resume must be the folder of a run \(nowhere"),
     (["train", "digits", "--resume", "nowhere"], "resume takes no other option"),

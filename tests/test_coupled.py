@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import asyncprop as ap
-from asyncprop.testing import TINY, Sequencer, cross_entropy, same_state, twins
+from asyncprop.testing import TINY, Sequencer, cross_entropy, plain_loop, same_state, twins
 
 PAIRS = 4
 TASK = TINY["mlp"]
@@ -147,3 +147,17 @@ def test_private_state_goes_through_a_state_dict() -> None:
         ap.Engine(
             other, other_optimizer, cross_entropy, workers=ap.Coupled(3), update=ap.BlockUpdate(state="private")
         ).load_state_dict(saved[2])
+
+
+@pytest.mark.parametrize("partition", [None, ap.Partition(alternate=True), ap.Partition()])
+@pytest.mark.parametrize("task", TINY)
+def test_one_worker_of_any_kind_equals_the_plain_loop(task: str, partition: ap.Partition | None) -> None:
+    ours, theirs = twins(TINY[task].seeded_model())
+    batches = TINY[task].batches(8)
+    optimizer, other = sgd(ours.parameters()), sgd(theirs.parameters())
+    workers, update = ap.Coupled(1, intraop_threads=1), ap.BlockUpdate(state="private", compensate=ap.Compensation())
+    with ap.Engine(ours, optimizer, cross_entropy, workers=workers, update=update, partition=partition) as engine:
+        losses = [step.loss for step in engine.run(batches)]
+    assert losses == plain_loop(theirs, other, batches)
+    assert same_state(ours.state_dict(), theirs.state_dict())
+    assert same_state(optimizer.state_dict(), other.state_dict())

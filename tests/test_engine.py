@@ -36,7 +36,7 @@ def test_run_reports_every_batch_once() -> None:
     assert (statistics.batches, statistics.samples, statistics.in_flight) == (60, 240, 0)
     assert statistics.layers == ("0", "2")
     assert statistics.versions == (60, 60)
-    assert {thread.name for thread in statistics.threads} == {"forward-0", "backward-0", "backward-1"}
+    assert {thread.name for thread in statistics.threads} == {"thread-0", "thread-1", "thread-2"}
     assert all(thread.worked_s > 0 and thread.waited_s >= 0 for thread in statistics.threads)
 
 
@@ -373,7 +373,7 @@ def test_work_goes_through_the_face_of_the_device() -> None:
     with make(device=device) as engine:
         steps = list(engine.run(TINY_MLP.batches(9)))
     prepared = {thread for thread, call, _ in device.events if call == "thread"}
-    assert prepared == {"asyncprop-forward-0", "asyncprop-backward-0", "asyncprop-backward-1"}
+    assert prepared == {"asyncprop-thread-0", "asyncprop-thread-1", "asyncprop-thread-2"}
     assert {stream for _, call, stream in device.events if call == "receive"} == {0, 1, 2}
     assert sum(call == "finish" for _, call, _ in device.events) == 9
     assert all(step.forward_s > 0 for step in steps)

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         code = _complain(_one_line(error), BAD_INPUT)
-    except ValueError as error:
-        code = _complain(str(error), BAD_INPUT)
+    except ValueError as error:  # of several ranks, which all say the same, one says it
+        code = _complain(str(error), BAD_INPUT) if os.environ.get("RANK", "0") == "0" else BAD_INPUT
     except KeyboardInterrupt:
         code = _complain("stopped at once", 130)
     except BrokenPipeError:
@@ -100,7 +100,7 @@ def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[
         if ranks == 1:
             return _train_rank(config, checkpoint, open_folder, quiet=quiet)
         code, failure = launch(ranks, sys.argv[1:])
-        return _complain(failure, code) if failure else code
+        return _complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
     return _train_rank(config, checkpoint, open_folder, quiet=quiet or os.environ["RANK"] != "0")

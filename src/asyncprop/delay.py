@@ -18,8 +18,8 @@ class Delay:
 
     Args:
         rank: the rank that is slowed; None for every rank.
-        worker: the worker of it (of decoupled workers: the forward thread), whose own passes wait; None slows the
-            machine: no pass of the rank begins while it waits, and waits add up.
+        worker: the worker of it whose own passes wait (of decoupled workers: the thread); None slows the machine: no
+            pass of the rank begins while it waits, and waits add up.
         seconds: that each step takes longer, waited between its forward and its backward pass.
         factor: by which passes take longer (2 doubles them), waited after each pass.
         every: only each so many-th step waits `seconds` (a pause now and then).

@@ -1,4 +1,4 @@
-"""Channel: the bounded queue through which threads hand over work; closing it is how a thread's work ends."""
+"""Channel: a bounded queue between threads, of which the free lanes are one; closing it ends those who wait."""
 
 from __future__ import annotations
 
@@ -43,13 +43,6 @@ class Channel(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
-
-    def wait(self) -> None:
-        """Wait until there is an item, and leave it where it is; raise Closed once the channel is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._items or self._closed)
-            if not self._items:
-                raise Closed
 
     def close(self, *, discard: bool = False) -> None:
         """Refuse further items; those that wait can still be had unless `discard`."""

@@ -1,17 +1,18 @@
 r"""Engine: trains the user's model by asynchronous backpropagation (paper, Sec. 3, Alg. 1).
 
-One forward and two backward threads, three lanes; F3 is the forward pass of batch 3, b3.2 its backward pass through
-layer 2, and ! the moment at which that layer is stepped:
+One forward and two backward passes at once, three lanes; F3 is the forward pass of batch 3, b3.2 its backward pass
+through layer 2, and ! the moment at which that layer is stepped:
 
-    forward-0   |(1)F0 |(2)F1 |F2    |F3...       waits while every lane carries a pass (back-pressure)
+    forward     |(1)F0 |(2)F1 |F2    |F3...       waits while every lane carries a pass (back-pressure)
                         \      \      \
-    backward-0   (3)    |b0.2!  b0.1!  b0.0! |b2.2!  b2.1! ...      (4) step a layer, (5) its version += 1
-    backward-1                 |b1.2!  b1.1!  b1.0! |b3.2! ...
+    backward     (3)    |b0.2!  b0.1!  b0.0! |b2.2!  b2.1! ...      (4) step a layer, (5) its version += 1
+    backward                   |b1.2!  b1.1!  b1.0! |b3.2! ...
                                                     \
     the caller                                       (6) Step 0, Step 1, ... in the order of finishing
 
-    (1) Feed.take, Passes.forward   (2) a Pending goes through the Channel   (3) Passes.backward
-    (4) Stepper._write              (5) Versions.landed                      (6) Feed.finish, Engine.run
+    (1) Feed.take, Passes.forward   (2) Roles.forward_done    (3) Passes.backward
+    (4) Stepper._write              (5) Versions.landed       (6) Feed.finish, Engine.run
+
 """
 
 from __future__ import annotations
@@ -321,7 +322,7 @@ class Engine:
         if self._turn:
             self._turn.stop()
         if self._crew:
-            self._crew.pendings.close(discard=True)
+            self._crew.stop()
 
     def _close(self) -> None:
         failure = self._feed.failure

@@ -1,4 +1,4 @@
-"""Workers: which threads run the passes. Decoupled: forward and backward threads; Coupled: each runs both."""
+"""Workers: which threads run the passes. Decoupled: so many forward and backward passes; Coupled: each runs both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from asyncprop.engine.channel import Channel, Closed
 from asyncprop.engine.feed import Feed, Work
 from asyncprop.engine.lane import Lane
 from asyncprop.engine.passes import Passes, Pending
+from asyncprop.engine.roles import Roles
 from asyncprop.engine.update import Stepper, Stopping
 from asyncprop.trace import ThreadTime
 
@@ -24,11 +25,14 @@ GRACE_S = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Decoupled:
-    """Forward threads hand each pass over to backward threads (paper, Sec. 3.1).
+    """Forward and backward passes run on threads of their own (paper, Sec. 3.1).
+
+    There are forward + backward threads. Which of them runs which pass is decided as passes end (see `Roles`): what
+    counts is how many of each kind run at once.
 
     Args:
-        forward: threads that run forward passes.
-        backward: threads that run backward passes. The paper has 1 forward and 2 backward threads, since a backward
+        forward: forward passes at once.
+        backward: backward passes at once. The paper has 1 forward and 2 backward threads, since a backward
             pass takes about twice as long; 2 forward threads keep the cores busy when two passes end at once.
         lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward, or as many passes
             as the device computes at once (one per core) if that is less: more only add staleness. So on one core
@@ -143,21 +147,18 @@ class Crew:
         self._feed, self._passes, self._free, self._steppers = feed, passes, free, steppers
         self._intraop, self._delays = intraop, delays
         self._on_finish, self._on_error = on_finish, on_error
-        self.pendings: Channel[Pending] = Channel(capacity=free.capacity)
         self.clocks: list[Clock] = []
         self._threads: list[threading.Thread] = []
         self.inline = lockstep
+        self._roles: Roles | None = None
         self._shares_lanes = lockstep or not isinstance(workers, Coupled)
         if lockstep:
             self.clocks.append(Clock("caller", 0))
         elif isinstance(workers, Coupled):
             self._add("worker", workers.workers, self._coupled)
         else:
-            self._forward_left = workers.forward
-            self._ending = threading.Lock()
-            self._admission = threading.Lock()
-            self._add("forward", workers.forward, self._forward)
-            self._add("backward", workers.backward, self._backward)
+            self._roles = Roles(workers.forward, workers.backward, free.capacity)
+            self._add("thread", workers.forward + workers.backward, self._decoupled)
 
     def start(self) -> None:
         """Start all threads."""
@@ -178,6 +179,11 @@ class Crew:
                 self._finish(self._start(work, lane, clock), clock)
         except BaseException as error:
             self._on_error(error)
+
+    def stop(self) -> None:
+        """Let no thread begin another pass."""
+        if self._roles:
+            self._roles.stop()
 
     def join(self, grace_s: float | None = None) -> list[str]:
         """Wait for all threads, or `grace_s` seconds at most; return the names of those that still run."""
@@ -205,26 +211,26 @@ class Crew:
         finally:
             clock.stop()
 
-    def _forward(self, clock: Clock) -> None:
-        try:
-            while True:
-                with self._admission:
-                    self._free.wait()  # while all lanes carry passes: the back-pressure
-                    work = self._feed.take()  # not before: other ranks might begin it sooner
-                    lane = self._free.get()
-                pending = self._start(work, lane, clock)
-                pending.queue_depth = len(self.pendings)
-                self.pendings.put(pending)
-                del pending, lane, work  # the graph belongs to the backward thread now
-        finally:
-            with self._ending:
-                self._forward_left -= 1
-                if not self._forward_left:
-                    self.pendings.close()
-
-    def _backward(self, clock: Clock) -> None:
+    def _decoupled(self, clock: Clock) -> None:
+        roles = self._roles
+        assert roles
         while True:
-            self._finish(self.pendings.get(), clock)
+            pending = roles.next()
+            if pending is None:
+                try:
+                    work = self._feed.take()
+                except Closed:
+                    roles.close()
+                    raise
+                pending = self._start(work, self._free.get(), clock)
+                pending.queue_depth = roles.depth
+                del work
+                if not roles.forward_done(pending):
+                    del pending  # the graph belongs to the thread that takes it on
+                    continue
+            self._finish(pending, clock)
+            del pending
+            roles.backward_done()
 
     def _coupled(self, clock: Clock) -> None:
         while True:

@@ -157,13 +157,17 @@ class Session:
         return iter(self._batches(self.position.epoch, self.position.batch, share))
 
     def save(self, run: Run | None) -> None:
-        """Write a checkpoint of this very position, with every rank's state; nothing may be in flight."""
+        """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
+
+        All ranks call it, and none returns before it is written.
+        """
         peak = sum(self.world.gather(peak_memory_bytes()))
         self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
         states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
         if run:
             run.flush()
             save_checkpoint(run.checkpoint, self.model, states, self.position)
+        self.world.gather(None)
 
     def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
         return Batches(
