@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         Snapshot,
     )
     from asyncprop.exchange import Averaging
+    from asyncprop.recorder import Recorder
+    from asyncprop.replay import Ordered, Replay
     from asyncprop.trace import Event, Statistics, Step, Trace
 
 __version__ = "0.1.0"
@@ -44,6 +46,8 @@ _HOME = {
     ),
     **dict.fromkeys(("Event", "Statistics", "Step", "Trace"), "asyncprop.trace"),
     "Averaging": "asyncprop.exchange",
+    "Recorder": "asyncprop.recorder",
+    **dict.fromkeys(("Ordered", "Replay"), "asyncprop.replay"),
     "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
 }
@@ -64,6 +68,9 @@ __all__ = [  # noqa: RUF022
     "Step",
     "Trace",
     "Event",
+    "Recorder",
+    "Ordered",
+    "Replay",
     "keep_freed_memory",
 ]
 

@@ -61,9 +61,12 @@ class TrainOptions(Options):
 
     method: str = Field("async-lu", description="How to train: a name from `asyncprop methods`.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Fixes the weights, the order of the data, augmentation.")
-    turn: Literal["free", "lockstep"] = Field(
-        "free", description="lockstep trains one batch at a time, reproducibly, equal to the plain loop bit for bit."
+    turn: Literal["free", "lockstep", "ordered"] = Field(
+        "free",
+        description="lockstep trains one batch at a time, reproducibly, equal to the plain loop bit for bit; ordered "
+        "lets nobody read a layer while another writes it, so that asyncprop replay can train the same again.",
     )
+    trace: bool = Field(False, description="Note what each thread does, in trace.jsonl; ordered does so, too.")
     target: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Test metric whose time and epochs are reported. Default: the task's."
     )

@@ -1,4 +1,4 @@
-"""Telemetry: what a trainer noted between two instants, and what all ranks noted together, as a line of a run's file."""
+"""Telemetry: what a trainer noted between two instants, and all ranks together, as a line of a run's file."""
 
 from __future__ import annotations
 

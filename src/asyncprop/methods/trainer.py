@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.config import Options
 from asyncprop.delay import Delay, Delays, current_rank, parse_delays
-from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Partition
+from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Partition, Turn
 from asyncprop.engine.partition import Blocks
 from asyncprop.engine.passes import LossFn
 from asyncprop.engine.update import Update
@@ -20,6 +20,7 @@ from asyncprop.exchange import Averaging
 from asyncprop.methods import Method, get_method
 from asyncprop.methods.ddp import DdpLoop, PostLocalSgdLoop
 from asyncprop.methods.sgd import SequentialLoop
+from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
 
@@ -70,7 +71,8 @@ def open_trainer(
     loss_fn: LossFn,
     *,
     extent: Extent,
-    lockstep: bool = False,
+    turn: Literal["free", "lockstep"] | Turn = "free",
+    trace: Recorder | None = None,
     seed: int = 0,
 ) -> Trainer:
     """Make the trainer of a method.
@@ -80,7 +82,8 @@ def open_trainer(
         method: a name in METHODS.
         model, optimizer, loss_fn: as for `asyncprop.Engine`.
         extent: how long the run is.
-        lockstep: one batch at a time, equal to the plain loop bit for bit; one loop always is.
+        turn: who may go next; of one loop, whatever it is, nobody else.
+        trace: notes what each thread does.
         seed: of delays that are drawn.
 
     Raises:
@@ -91,7 +94,7 @@ def open_trainer(
     given = parse_delays(options.delay) if options.delay else ()
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
     if row.workers is None or row.update is None:
-        return _open_loop(options, row, model, optimizer, loss_fn, extent, delays)
+        return _open_loop(options, row, model, optimizer, loss_fn, extent, delays, trace)
     return Engine(
         model,
         optimizer,
@@ -101,7 +104,8 @@ def open_trainer(
         partition=_partition(options, row, extent) if row.partition else None,
         exchange=_exchange(options, extent) if extent.ranks > 1 else None,
         delays=delays,
-        turn="lockstep" if lockstep else "free",
+        turn=turn,
+        trace=trace,
     )
 
 
@@ -113,14 +117,15 @@ def _open_loop(
     loss_fn: LossFn,
     extent: Extent,
     delays: tuple[Delay, ...],
+    trace: Recorder | None,
 ) -> Trainer:
     waits = Delays(delays, current_rank())
     if extent.ranks == 1:
-        return SequentialLoop(model, optimizer, loss_fn, delays=waits)
+        return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
     if row.exchange == "gradients in step":
-        return DdpLoop(model, optimizer, loss_fn, delays=waits, comm_hook=options.comm_hook or "none")
+        return DdpLoop(model, optimizer, loss_fn, delays=waits, trace=trace, comm_hook=options.comm_hook or "none")
     return PostLocalSgdLoop(
-        model, optimizer, loss_fn, delays=waits, period=options.period or 8,
+        model, optimizer, loss_fn, delays=waits, trace=trace, period=options.period or 8,
         warm_up_batches=extent.batches(options.prepass_epochs or 0),
     )  # fmt: skip
 
