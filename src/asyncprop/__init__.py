@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Partition,
         Snapshot,
     )
-    from asyncprop.exchange import Averaging
+    from asyncprop.exchange import Averaging, LayerGossip
     from asyncprop.recorder import Recorder
     from asyncprop.replay import Ordered, Replay
     from asyncprop.trace import Event, Statistics, Step, Trace
@@ -48,6 +48,7 @@ _HOME = {
     "Averaging": "asyncprop.exchange",
     "Recorder": "asyncprop.recorder",
     **dict.fromkeys(("Ordered", "Replay"), "asyncprop.replay"),
+    "LayerGossip": "asyncprop.exchange",
     "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
 }
@@ -61,6 +62,7 @@ __all__ = [  # noqa: RUF022
     "Compensation",
     "Partition",
     "Averaging",
+    "LayerGossip",
     "Delay",
     "NonFiniteError",
     "Snapshot",

@@ -264,6 +264,10 @@ class FakeDevice:
         with self._lock:
             self._unfinished.discard(stream)
 
+    def buffer(self, length_bytes: int) -> Tensor:
+        """Return plain memory."""
+        return torch.zeros(length_bytes, dtype=torch.uint8)
+
     def mark(self) -> tuple[int, int]:
         """Return (stream, tick of a clock that counts calls)."""
         stream = self._local.stream

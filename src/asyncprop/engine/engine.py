@@ -162,7 +162,7 @@ class Engine:
             raise RuntimeError("an engine can be entered once: make another")
         lanes = self._lanes
         if self._exchange:
-            self._exchange.open(Replica(self._model, lanes.layers, self._device, self._fail))
+            self._exchange.open(Replica(self._model, self._optimizer, lanes.layers, self._device, self._fail))
         intraop = intraop_threads(self._workers, lanes.count, lockstep=self._lockstep)
         self._crew = Crew(
             self._workers, self._feed, self._passes, lanes, self._delays, self._clock, self._turn, self._recorder,
