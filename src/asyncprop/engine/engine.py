@@ -148,7 +148,7 @@ class Engine:
             clock=self._clock,
             stopping=self._stopping,
         )
-        self._exchange = exchange
+        self.exchange = self._exchange = exchange
         self._delays = Delays(delays, current_rank(), self._stopping, self._clock)
         self._warmer = Warmer(self._passes, self._lanes.lanes) if compiled_parts(model) else None
         self._feed = Feed(self._prepare_batch, self._clock)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, ReduceOp, Store
+from torch.distributed import PrefixStore, ProcessGroupGloo, ReduceOp, Store  # type: ignore[attr-defined]
 
 from asyncprop.engine.layers import Layer
 from asyncprop.exchange.members import Members
@@ -24,7 +25,7 @@ class Agreement:
 
     def __init__(self, members: Members, store: Store) -> None:
         self._members, self._store = members, store
-        self._group: ProcessGroupGloo | None = None
+        self._group: Any = None
         self._among: tuple[int, ...] = ()
         self._groups = 0
 
@@ -77,9 +78,9 @@ class Agreement:
         counts = counting[me] or not any(counting)
         each = float(counts) / (sum(counting) or len(counting))
         mine |= {name: (buffer, each) for name, buffer in buffers.items() if buffer.is_floating_point()}
-        means = {}
+        means: dict[str, Tensor] = {}
         for names in _by_type(mine):
-            flat = torch.cat([(mine[name][0].cpu().to(_wide(mine[name][0])) * mine[name][1]).reshape(-1) for name in names])
+            flat = torch.cat([_weighted(*mine[name]).reshape(-1) for name in names])
             _sum(group, flat)
             sizes = [mine[name][0].numel() for name in names]
             parts: Sequence[Tensor] = flat.split(sizes)  # type: ignore[no-untyped-call]
@@ -90,7 +91,7 @@ class Agreement:
                 _sum(group, means[name], ReduceOp.MAX)
         return means
 
-    def _group_of_all(self) -> ProcessGroupGloo | None:
+    def _group_of_all(self) -> Any:
         """Return a process group of those that are here now, the last one if they are the same; None for one alone."""
         among = self._members.among
         if among != self._among:
@@ -103,9 +104,13 @@ class Agreement:
         return self._group
 
 
-def _sum(group: ProcessGroupGloo | None, tensor: Tensor, operation: ReduceOp.RedOpType = ReduceOp.SUM) -> None:
+def _sum(group: Any, tensor: Tensor, operation: ReduceOp.RedOpType = ReduceOp.SUM) -> None:
     if group is not None:
         group.allreduce([tensor], operation).wait()
+
+
+def _weighted(tensor: Tensor, share: float) -> Tensor:
+    return tensor.cpu().to(_wide(tensor)) * share
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 PIECE_BYTES = 4 << 20
 """Longest value of one key: torch's store refuses 8 MiB."""
@@ -29,7 +29,7 @@ class Board:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store.clone()
+        self._store: Any = store.clone()  # type: ignore[attr-defined]
 
     def clone(self) -> Board:
         """Return another connection to the same store."""
@@ -69,13 +69,13 @@ class Board:
 
     def settle(self, key: str, value: str) -> str:
         """Set a key unless it is set; return what it is set to, for all alike."""
-        return _ask(lambda: self._store.compare_set(key, "", value)).decode()
+        return _ask(lambda: str(self._store.compare_set(key, "", value).decode()))
 
     def _set(self, key: str, data: bytes) -> None:
-        _ask(lambda: self._store.set(key, data))  # type: ignore[call-overload]
+        _ask(lambda: self._store.set(key, data))
 
     def _get(self, key: str) -> bytes:
-        return _ask(lambda: self._store.get(key))
+        return _ask(lambda: bytes(self._store.get(key)))
 
 
 def _ask(call: Callable[[], T]) -> T:

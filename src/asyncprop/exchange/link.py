@@ -6,13 +6,14 @@ two ends with either, and another is made when both are there again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
 from asyncprop.exchange.board import Board
 
@@ -45,7 +46,7 @@ class Link:
         self._received = received
         self._out: dict[int, Any] = {}
         try:
-            self._group = ProcessGroupGloo(
+            self._group: Any = ProcessGroupGloo(
                 PrefixStore(key, store), 0 if is_first else 1, 2, timedelta(seconds=CONNECT_S)
             )
             self._group._set_default_timeout(NEVER)
@@ -74,10 +75,9 @@ class Link:
 
         gloo closes a pair when a wait on it is given up, and that is the only way to have it closed.
         """
-        try:
-            self._group.recv([torch.empty(1, dtype=torch.uint8)], self._other, NOTHING).wait(timedelta(milliseconds=1))
-        except RuntimeError:
-            pass  # the time-out that was wanted; or it is closed already
+        nothing = torch.empty(1, dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # the time-out that is wanted; or it is closed already
+            self._group.recv([nothing], self._other, NOTHING).wait(timedelta(milliseconds=1))
 
 
 class Caller:
@@ -113,4 +113,3 @@ class Caller:
             self._board.add(f"{self._name}/answer", call - answered)
             self._last = call
         return Link(self._store, f"{self._name}/{self._last}", is_first=self._is_first, received=received)
-

@@ -7,12 +7,13 @@ store: whatever was proposed first is what all go by. A member that was taken fo
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
 
@@ -28,11 +29,11 @@ class LeftOut(RuntimeError):  # noqa: N818 (no failure of the run: the others we
 
 
 class Members:
-    """This rank among the others. Between `open` and `close` a thread keeps its heartbeat.
+    """One rank among the others. Between `open` and `close` a thread keeps its heartbeat.
 
     Args:
         store: that all ranks share; give it a prefix.
-        size: how many ranks there are at the start.
+        size: how many ranks there are at the start; a rank that joins reads it in the store.
         rank: this rank's number, from 0 to size - 1; None for one that joins later and is given the next free number.
         timeout_s: a rank that was not heard of for so long is dropped. Shorter drops the dead sooner, and also those
             that only hang: these can join anew.
@@ -78,7 +79,9 @@ class Members:
     def open(self) -> None:
         """Announce this rank, and start its heartbeat."""
         if self.joins:
+            self.size = self.board.get("size", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
+        self.board.put("size", self.size)
         self._looked = time.monotonic()
         self._look(self.board)
         self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
@@ -91,10 +94,8 @@ class Members:
             self._thread.join()
             self._thread = None
             if self.failure is None:
-                try:
+                with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
                     self.board.put(f"gone/{self.rank}", None)
-                except StoreLostError:
-                    pass  # and whoever would have read it is gone, too
 
     @property
     def alive(self) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Neighbour: another member as this rank knows it: the link to it, and what of that was sent is not yet known merged.
 
 One message at most is out to a neighbour: the next may go when it has said `MERGED`. A neighbour that hangs therefore
-holds one message's weight and no more, and a rank that is slow to merge gets newer values instead of a queue of old ones.
+holds one message's weight and no more, and one that is slow to merge gets newer values instead of a queue of old ones.
 After a link was cut, each side says which message of the other's it merged last; what was out and is later than that
 is taken back. So weight is neither lost nor doubled, however often links break.
 """

@@ -1,11 +1,11 @@
 """Weights: the arithmetic of sum-weight gossip, per layer. A rank gives half of its weight away with each send.
 
 Every rank holds (x, w) of every layer, at first w = 1. To send: w /= 2, and (x, w) travels. To merge (x', w'):
-x += w' / (w + w') · (x' - x); w += w'. The sum of all weights, those on their way among them, never changes, nor does the
-weighted mean of all x; only gradients move it (algorithms.md, Sec. 6; Kempe, Dobra, Gehrke 2003).
+x += w' / (w + w') · (x' - x); w += w'. The sum of all weights, those on their way among them, never changes, nor does
+the weighted mean of all x; only gradients move it (Kempe, Dobra and Gehrke 2003, "push-sum").
 
-A rank that sends more often than it receives would give its weight, and with it its say in the mean, to the slower ones.
-So a layer is sent while its weight is a fair share, 1, or more; with less, only once in `PATIENCE` updates. As the mean
+A rank that sends more often than it receives would give its weight, and with it its say in the mean, to slower ones. So
+a layer is sent while its weight is a fair share, 1, or more; with less, only once in `PATIENCE` updates. As the mean
 weight is 1, somebody may always send.
 """
 

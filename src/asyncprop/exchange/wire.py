@@ -182,9 +182,7 @@ def check_identity(ours: dict[str, Any], rank: int, theirs: dict[str, Any], othe
 
 def _pairs(mine: list[Any], theirs: list[Any]) -> list[tuple[Any, Any]]:
     length = max(len(mine), len(theirs))
-    return list(
-        zip(mine + ["none"] * (length - len(mine)), theirs + ["none"] * (length - len(theirs)), strict=True)
-    )
+    return list(zip(mine + ["none"] * (length - len(mine)), theirs + ["none"] * (length - len(theirs)), strict=True))
 
 
 class _Part:
@@ -197,4 +195,4 @@ class _Part:
         self.bytes = -(-self.numel * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-assert HEADER_BYTES == 8 * (1 + len(astuple(Header(0, 0, 0, 0))))
+assert 8 * (1 + len(astuple(Header(0, 0, 0, 0)))) == HEADER_BYTES
