@@ -12,7 +12,7 @@ HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.
 ORDER = ["trace", "recorder", "clock", "devices", "delay", "engine", "replay", "exchange", "config", "testing",
          "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "interrupt", "progress", "listing",
-         "launch", "cli", "__main__"]  # fmt: skip
+         "launch", "rank", "cli", "__main__"]  # fmt: skip
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
 
 

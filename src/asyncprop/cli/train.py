@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from asyncprop.cli.common import BAD_INPUT, FAILED, Flat, complain, given_options
 from asyncprop.config import TrainConfig, TrainOptions, resolve
@@ -27,6 +28,8 @@ def train(
     config: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
+    join: str | None = None,
+    replacements: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     quiet: bool = False,
 ) -> int:
     """Train TASK by one method, into a run folder.
@@ -36,27 +39,39 @@ def train(
         options: What to train, and how.
         config: TOML file of options, such as a run's config.toml; what is given here overrides it.
         out: Folder of the run, new or empty. Default: one under runs/.
-        resume: Folder of a run to go on with, from its last checkpoint, with its own options.
+        resume: Folder of a run to go on with, from its last checkpoint, with its own options and as many ranks, unless
+            --ranks is given.
+        join: Address HOST:PORT, as told at the start, of ranks that gossip: train with them as one more.
+        replacements: Ranks that may be started anew for ranks that were killed, where the others go on.
         quiet: Print the result only.
     """
+    from asyncprop.rank import join_rank, print_result
     from asyncprop.runs import create_run, open_run, read_config, read_result
 
     given = given_options(options, task)
+    if join is not None:
+        if given or config or out or resume:
+            raise ValueError("join takes no other option: the run goes on as the others train it")
+        return join_rank(join)
     if resume is None:
         resolved = resolve(TrainConfig, given, config)
-        return _train(resolved, None, lambda: create_run(out, resolved), quiet=quiet)
-    if given or config or out:
-        raise ValueError(f"resume takes no other option: the run goes on as {resume / 'config.toml'} says")
-    resolved = read_config(resume)
+        return _train(resolved, None, lambda: create_run(out, resolved), quiet=quiet, replacements=replacements)
+    if set(given) - {"ranks"} or config or out:
+        raise ValueError(f"resume takes no option but ranks: the run goes on as {resume / 'config.toml'} says")
+    resolved = read_config(resume).model_copy(update=given)
     if result := read_result(resume):
-        return _print_result(result, resume)
-    return _train(resolved, resume / "checkpoint", lambda: open_run(resume), quiet=quiet)
+        return print_result(result, resume)
+    checkpoint = resume / "checkpoint"
+    return _train(resolved, checkpoint, lambda: open_run(resume), quiet=quiet, replacements=replacements)
 
 
-def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
+def _train(
+    config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool, replacements: int
+) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
-    from asyncprop.launch import is_rank, launch
+    from asyncprop.launch import is_rank, launch, launch_tolerant
     from asyncprop.methods.train import Session
+    from asyncprop.rank import is_tolerant, train_rank
 
     def open_session(world: World) -> Session:
         return Session(config, checkpoint, world)
@@ -64,50 +79,15 @@ def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[
     ranks = config.ranks or 1
     if not is_rank():
         if ranks == 1:
-            return _train_rank(config, open_session, open_folder, quiet=quiet)
-        code, failure = launch(ranks, sys.argv[1:])
+            return train_rank(config, open_session, open_folder, quiet=quiet)
+        if is_tolerant(config):
+            code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements)
+        else:
+            code, failure = launch(ranks, sys.argv[1:])
         return complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    return _train_rank(config, open_session, open_folder, quiet=quiet or os.environ["RANK"] != "0")
-
-
-def _train_rank(
-    config: TrainConfig, open_session: Callable[[World], Session], open_folder: Callable[[], Run], *, quiet: bool
-) -> int:
-    import torch
-
-    from asyncprop.devices import available_cores, keep_freed_memory
-    from asyncprop.exchange import World
-    from asyncprop.interrupt import Interrupt
-    from asyncprop.methods.train import Interrupted
-    from asyncprop.methods.train import train as train_session
-    from asyncprop.progress import progress_on
-    from asyncprop.tasks import get_task
-
-    keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
-    observer = progress_on(sys.stderr, quiet=quiet)
-    with World() as world, Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
-        if world.size > 1:
-            torch.set_num_threads(available_cores())
-        session = open_session(world)
-        run = stack.enter_context(open_folder()) if world.is_first else None
-        stack.callback(observer.close)
-        who = "" if world.size == 1 else f"rank {world.rank}: "
-        go_on = f"; to go on: asyncprop train --resume {run.path}" if run else ""
-        try:
-            result = train_session(session, run, observer, interrupt)
-        except Interrupted:
-            said = f"{who}stopped after {session.position.steps} batches{go_on}"
-            return complain(said, interrupt.exit_code) if run else interrupt.exit_code
-        except Exception as error:
-            traceback.print_exception(error)
-            code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on}", FAILED)
-            if world.size > 1:
-                sys.stderr.flush()
-                os._exit(code)  # threads that wait for this rank's peers would hold it up
-            return code
-    return _print_result(result, run.path) if run else 0
+    return train_rank(config, open_session, open_folder, quiet=quiet or os.environ["RANK"] != "0")
 
 
 def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:
@@ -120,21 +100,15 @@ def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> in
     """
     from asyncprop.methods.repeat import first_difference, read_recorded
     from asyncprop.methods.train import Session
+    from asyncprop.rank import train_rank
     from asyncprop.runs import create_run
 
     config, trace = read_recorded(path)
     with create_run(out, config) as run:
-        code = _train_rank(config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet)
+        code = train_rank(config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet)
     if code:
         return code
     if difference := first_difference(path, run.path):
         return complain(f"{run.path} differs from {path}: {difference}", FAILED)
     print(f"equal to the bit: losses of all batches, and the model ({run.path}, {path})")
-    return 0
-
-
-def _print_result(result: dict[str, Any], path: Path) -> int:
-    from asyncprop.progress import result_line
-
-    print(f"{result_line(result)} -> {path}")
     return 0

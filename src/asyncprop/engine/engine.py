@@ -294,6 +294,7 @@ class Engine:
             mean_queue_depth=tally.queue_depth / max(1, tally.batches),
             max_queue_depth=tally.max_queue_depth,
             threads=tuple(watch.read() for watch in crew.watches) if crew else (),
+            exchange=self.exchange.statistics() if self.exchange else {},
         )
 
     # ---- inside

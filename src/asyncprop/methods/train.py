@@ -20,9 +20,11 @@ from torch.optim import Optimizer
 
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.config import TrainConfig
-from asyncprop.engine import Turn
-from asyncprop.exchange import World
+from asyncprop.engine import Engine, Turn
+from asyncprop.exchange import LayerGossip, LeftOut, World
 from asyncprop.methods import get_method, telemetry
+from asyncprop.methods.journal import Journal
+from asyncprop.methods.meeting import Meeting
 from asyncprop.methods.shares import Claims, Rounds, Share
 from asyncprop.methods.telemetry import Telemetry
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
@@ -31,6 +33,8 @@ from asyncprop.replay import Ordered, Replay
 from asyncprop.runs import Run
 from asyncprop.tasks import Batch, Batches, Split, Task, get_task
 from asyncprop.trace import Step, Trace
+
+Turns = Literal["free", "lockstep"] | Turn
 
 
 class Observer(Protocol):
@@ -102,11 +106,34 @@ class Session:
         self.trainer = self._open_trainer(self.model, self.optimizer, self._turn(), self.recorder)
         self.trainer.load_state_dict(trainer_state)
         self._shares_opened = 0
-        self._name = self.world.gather(uuid.uuid4().hex)[0]
+        self._begun: dict[str, Any] | None = None  # what a rank that joins must know of the present segment
+        self._name = "" if self._joins else self.world.gather(uuid.uuid4().hex)[0]
+        if self.world.members:
+            self.world.members.offers["session"] = lambda: self._begun
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the task's loss, of a batch that is brought to the model's device."""
         return self.task.loss(model, tuple(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    @property
+    def _joins(self) -> bool:
+        return self.world.members is not None and self.world.members.joins
+
+    def join(self) -> None:
+        """Take over the training as it stands from a live rank, if this one has yet to join, or was left out.
+
+        Raises:
+            LeftOut: if nobody is training any more.
+        """
+        members = self.world.members
+        assert members
+        was_open = not members.joins
+        given = members.ask()
+        begun = given["session"]
+        vars(self.position).update(copy.deepcopy(begun["position"]))
+        self._name, self._shares_opened = begun["name"], begun["shares_opened"] - 1
+        if was_open and isinstance(self.trainer, Engine) and isinstance(self.trainer.exchange, LayerGossip):
+            self.trainer.exchange.rejoin(given["replica"])
 
     def warm_up(self) -> None:
         """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""
@@ -115,7 +142,8 @@ class Session:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             model = copy.deepcopy(self.model)
             optimizer = self.task.optimizer(model, lr=config.lr)
-            trainer = self._open_trainer(model, optimizer, "lockstep" if config.turn == "lockstep" else "free", None)
+            turn: Turns = "lockstep" if config.turn == "lockstep" else "free"
+            trainer = self._open_trainer(model, optimizer, turn, alone=True)
             with trainer:
                 for _ in trainer.run(batches):
                     pass
@@ -128,13 +156,19 @@ class Session:
         if not state["blocks"]:
             self.trainer.load_state_dict({**state, "blocks": blocks})
 
-    def _turn(self) -> Literal["free", "lockstep"] | Turn:
+    def _turn(self) -> Turns:
         if self._replay:
             return Replay(self._replay)
         return Ordered() if self.config.turn == "ordered" else self.config.turn
 
     def _open_trainer(
-        self, model: nn.Module, optimizer: Optimizer, turn: Literal["free", "lockstep"] | Turn, trace: Recorder | None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        turn: Turns,
+        trace: Recorder | None = None,
+        *,
+        alone: bool = False,
     ) -> Trainer:
         config = self.config
         return open_trainer(
@@ -147,6 +181,8 @@ class Session:
             turn=turn,
             trace=trace,
             seed=config.seed,
+            members=self.world.members,
+            alone=alone,
         )
 
     def open_share(self) -> Share:
@@ -154,8 +190,14 @@ class Session:
         self._shares_opened += 1
         counter = self.world.counter(f"{self._name}-{self._shares_opened}")
         start, count = self.position.batch, self.batches_per_epoch
+        position = copy.deepcopy(vars(self.position))
+        self._begun = {"name": self._name, "shares_opened": self._shares_opened, "position": position}
         in_step = self.world.size > 1 and get_method(self.config.method).workers is None
         return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
+
+    def close_share(self) -> None:
+        """Note that the segment ends: who joins now waits for the next."""
+        self._begun = None
 
     def set_lr(self, others: int = 0) -> float:
         """Set the learning rate that is due after the samples consumed so far, and return it.
@@ -177,7 +219,7 @@ class Session:
         """Yield the batches of a share."""
         return iter(self._batches(self.position.epoch, self.position.batch, share))
 
-    def save(self, run: Run | None) -> None:
+    def save(self, journal: Journal) -> None:
         """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
 
         All ranks call it, and none returns before it is written.
@@ -185,10 +227,10 @@ class Session:
         peak = sum(self.world.gather(peak_memory_bytes()))
         self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
         states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
-        if run:
-            run.flush()
+        if run := journal.write():
             save_checkpoint(run.checkpoint, self.model, states, self.position)
         self.world.gather(None)
+        journal.forget()
 
     def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
         return Batches(
@@ -203,7 +245,11 @@ class Session:
 
 
 def train(
-    session: Session, run: Run | None, observer: Observer, stop: Callable[[], bool] = lambda: False
+    session: Session,
+    run: Run | None,
+    observer: Observer,
+    stop: Callable[[], bool] = lambda: False,
+    take_over: Callable[[], Run] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, and return the content of `result.json`.
 
@@ -212,47 +258,58 @@ def train(
         run: the folder that everything is written to; None on all ranks but the first.
         observer: who is told.
         stop: asked after each batch is taken; once it says yes, what was taken is finished and saved.
+        take_over: opens the folder on a rank that becomes the first, as those before it have died.
 
     Raises:
         Interrupted: if `stop` said yes.
+        LeftOut: if the others took this rank for dead, and have finished.
     """
     position, patience = session.position, session.task.recipe.early_stopping_epochs
     if run:
         observer.on_start(session, run)
-    if not position.steps:
-        session.save(run)  # from here on, a kill leaves something to resume
+    journal = Journal(session.world, run, take_over)
+    is_new = session.world.members is not None and session.world.members.joins
+    if not position.steps and not is_new:
+        session.save(journal)  # from here on, a kill leaves something to resume
     session.warm_up()
+    if is_new:
+        session.join()
     with session.trainer as trainer:
         while position.epoch < session.epochs and not _is_stale(position, patience):
-            before = trainer.statistics()
-            _train_epoch(session, run, trainer, observer, stop)
-            noted = telemetry.between(
-                before, trainer.statistics(), rank=session.world.rank, peak_memory_bytes=peak_memory_bytes()
-            )
-            _close_epoch(session, run, observer, telemetry.merge(session.world.gather(noted)))
-    result = _result(session)
-    if run and session.recorder:
-        session.recorder.trace().save(run.trace)
-    if run:
+            try:
+                before = trainer.statistics()
+                _train_epoch(session, journal, trainer, observer, stop)
+                noted = telemetry.between(
+                    before, trainer.statistics(), rank=session.world.rank, peak_memory_bytes=peak_memory_bytes()
+                )
+                _close_epoch(session, journal, observer, telemetry.merge(session.world.gather(noted)))
+            except LeftOut:  # the others went on without this rank: it takes over what they have done since
+                journal.forget()
+                session.join()
+        exchanged = trainer.statistics().exchange
+    result = _result(session, exchanged)
+    if run := journal.write():
+        if session.recorder:
+            session.recorder.trace().save(run.trace)
         run.finish(result)
     return result
 
 
 def _train_epoch(
-    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+    session: Session, journal: Journal, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
 ) -> None:
     """Train what is left of the epoch, in segments; between them all is drained and a checkpoint is written."""
     while session.position.batch < session.batches_per_epoch:
-        _train_segment(session, run, trainer, observer, stop)
+        _train_segment(session, journal, trainer, observer, stop)
         if any(session.world.gather(stop())):
-            session.save(run)
+            session.save(journal)
             raise Interrupted
         if session.position.batch < session.batches_per_epoch:
-            session.save(run)
+            session.save(journal)
 
 
 def _train_segment(
-    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+    session: Session, journal: Journal, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
 ) -> None:
     """Train on a share of the epoch's batches, until all of them are used, a checkpoint is due, or `stop` says so."""
     position, share, meeting = session.position, session.open_share(), Meeting(session.position)
@@ -281,35 +338,16 @@ def _train_segment(
             row["batch"] = step.index  # as its events have it
         if session.world.size > 1:
             meeting.rows.append(row)
-        elif run:
-            run.add_step(row)
+        elif journal.run:
+            journal.run.add_step(row)
         lr = session.set_lr(share.others)
         observer.on_step(session, step)
+    session.close_share()
     trainer.settle()
     position.train_s = before + time.perf_counter() - start
     position.batch = session.batches_per_epoch if share.ended is None else share.ended
     if session.world.size > 1:
-        meeting.merge(session, share.ended, run)
-
-
-class Meeting:
-    """Where ranks tell each other what they have done since the last: afterwards all have the same position."""
-
-    def __init__(self, position: Position) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._before = copy.copy(position)
-
-    def merge(self, session: Session, ended: int | None, run: Run | None) -> None:
-        """Add up all ranks' positions, and write all ranks' rows in the order of their times."""
-        position = session.position
-        gathered = session.world.gather((position, ended, self.rows))
-        position.add_up(self._before, [theirs for theirs, _, _ in gathered])
-        ends = [end for _, end, _ in gathered if end is not None]
-        position.batch = ends[0] if ends else session.batches_per_epoch
-        if run:
-            rows = sorted((row for _, _, rows in gathered for row in rows), key=lambda row: float(row["train_s"]))
-            for number, row in enumerate(rows, start=self._before.steps):
-                run.add_step({**row, "step": number})
+        meeting.merge(session, share, journal)
 
 
 def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Callable[[], bool]) -> Iterator[Batch]:
@@ -323,11 +361,12 @@ def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Cal
             share.stop()
 
 
-def _close_epoch(session: Session, run: Run | None, observer: Observer, noted: Telemetry) -> None:
+def _close_epoch(session: Session, journal: Journal, observer: Observer, noted: Telemetry) -> None:
     position = session.position
-    score = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
-    score = session.world.gather(score)[0]
-    assert score
+    score = None
+    while score is None:  # again, if the first rank dies at it
+        own = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
+        score = next((given for given in session.world.gather(own) if given is not None), None)
     train_loss = position.loss / max(1, position.epoch_steps)
     position.close_epoch(score.metric)
     if score.metric >= session.target and position.epochs_to_target is None:
@@ -343,10 +382,9 @@ def _close_epoch(session: Session, run: Run | None, observer: Observer, noted: T
         "mean_staleness": position.staleness / position.steps,
     }
     position.history.append(row)
-    if run:
-        run.add_epoch({**row, **noted})
-    session.save(run)
-    if run:
+    journal.add_epoch({**row, **noted})
+    session.save(journal)
+    if journal.run:
         observer.on_epoch(session, {**row, **noted})
 
 
@@ -354,8 +392,8 @@ def _is_stale(position: Position, patience: int | None) -> bool:
     return patience is not None and position.epoch - position.best_epoch >= patience
 
 
-def _result(session: Session) -> dict[str, Any]:
-    position, config = session.position, session.config
+def _result(session: Session, exchanged: dict[str, float]) -> dict[str, Any]:
+    position, config, members = session.position, session.config, session.world.members
     return {
         "task": config.task,
         "method": config.method,
@@ -372,7 +410,10 @@ def _result(session: Session) -> dict[str, Any]:
         "samples": position.samples,
         "samples_per_s": position.samples / position.train_s,
         "mean_staleness": position.staleness / position.steps,
-        "ranks": session.world.size,
+        "ranks": len(members.among) if members else session.world.size,
+        "ranks_lost": sorted(members.lost) if members else [],
+        "ranks_joined": sum(rank >= members.size for rank in members.among) if members else 0,
+        "exchange": exchanged,
         "peak_memory_bytes": position.peak_memory_bytes,
         "history": position.history,
     }
