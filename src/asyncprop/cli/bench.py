@@ -1,0 +1,106 @@
+"""`asyncprop bench`: what this machine can give, and what of it is reached."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from asyncprop.cli.common import FAILED, JsonFile, check_writable, complain
+
+app = App(name="bench", help="Measure this machine: figures are ratios within one run, interleaved, medians.")
+
+
+@app.command
+def engine(
+    *,
+    workloads: str | None = None,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 9,
+    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    sweep: bool = False,
+    json: JsonFile = None,
+    markdown: Path | None = None,
+) -> int:
+    """Measure Async LU against what the machine can give, and against the best synchronous choices.
+
+    Args:
+        workloads: Names, separated by commas. Default: all.
+        rounds: How often everything is measured, in turn; medians are taken.
+        seconds: Length of one measurement.
+        sweep: Measure other numbers of threads and lanes, too.
+        json: File to write the figures to.
+        markdown: File to write the table to, with how it was made.
+    """
+    from asyncprop.bench.engine import bench_engine
+    from asyncprop.report.tables import engine_markdown, print_bench
+    from asyncprop.runs import write_json
+
+    check_writable(json, markdown)
+    try:
+        figures = bench_engine(workloads, rounds=rounds, seconds=seconds, sweep=sweep, messages=sys.stderr)
+    except RuntimeError as error:  # of one of its processes
+        return complain(str(error), FAILED)
+    print_bench(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+    if markdown:
+        markdown.write_text(engine_markdown(figures), encoding="utf-8")
+    return 0
+
+
+@app.command
+def memory(*, json: JsonFile = None) -> None:
+    """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
+
+    Args:
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.memory import bench_memory
+    from asyncprop.report.tables import print_memory
+    from asyncprop.runs import write_json
+
+    check_writable(json)
+    figures = bench_memory(sys.stderr)
+    print_memory(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+
+
+@app.command
+def partition(*, workloads: str | None = None, json: JsonFile = None) -> None:
+    """Measure what partial backward passes save: each block's, against a whole one.
+
+    Args:
+        workloads: Names, separated by commas. Default: all.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.partition import bench_partition
+    from asyncprop.report.tables import print_partition
+    from asyncprop.runs import write_json
+
+    check_writable(json)
+    figures = bench_partition(workloads, sys.stderr)
+    print_partition(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+
+
+@app.command
+def gpu(*, json: JsonFile = None) -> None:
+    """Measure Async LU against SGD on this machine's GPU.
+
+    Args:
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.gpu import bench_gpu
+    from asyncprop.report.tables import print_gpu
+    from asyncprop.runs import write_json
+
+    check_writable(json)
+    figures = bench_gpu(sys.stderr)
+    print_gpu(figures, sys.stdout)
+    if json:
+        write_json(json, figures)

@@ -1,0 +1,36 @@
+"""What commands have in common: kinds of arguments, exit codes, and how they say what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from cyclopts import Parameter
+
+BAD_INPUT = 2
+FAILED = 1
+
+Flat = Parameter(name="*")
+"""The fields of a model are options of the command."""
+JsonFile = Annotated[Path | None, Parameter(name="--json", help="File to write the figures to.")]
+
+
+def given_options(options: pydantic.BaseModel, task: str | None) -> dict[str, Any]:
+    """Return what was given on the command line, and nothing that is a default."""
+    given = {name: getattr(options, name) for name in options.model_fields_set}
+    return given if task is None else {"task": task, **given}
+
+
+def check_writable(*files: Path | None) -> None:
+    """Refuse, before hours of work, a file that could not be written after them."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ValueError(f"the file to write must be in a folder that exists (got {file})")
+
+
+def complain(message: str, code: int) -> int:
+    """Say in one line what is wrong, and return the exit code."""
+    print(f"asyncprop: {' '.join(message.split())}", file=sys.stderr)
+    return code
