@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.config import TrainConfig
 from asyncprop.exchange import World
-from asyncprop.methods import get_method
+from asyncprop.methods import get_method, telemetry
 from asyncprop.methods.shares import Claims, Rounds, Share
+from asyncprop.methods.telemetry import Telemetry
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
 from asyncprop.runs import Run
 from asyncprop.tasks import Batch, Batches, Split, Task, get_task
@@ -203,8 +204,12 @@ def train(
     session.warm_up()
     with session.trainer as trainer:
         while position.epoch < session.epochs and not _is_stale(position, patience):
+            before = trainer.statistics()
             _train_epoch(session, run, trainer, observer, stop)
-            _close_epoch(session, run, observer)
+            noted = telemetry.between(
+                before, trainer.statistics(), rank=session.world.rank, peak_memory_bytes=peak_memory_bytes()
+            )
+            _close_epoch(session, run, observer, telemetry.merge(session.world.gather(noted)))
     result = _result(session)
     if run:
         run.finish(result)
@@ -243,6 +248,10 @@ def _train_segment(
             "loss": step.loss,
             "batch_size": step.batch_size,
             "staleness": round(step.mean_staleness, 4),
+            "queue_depth": step.queue_depth,
+            "forward_s": round(step.forward_s, 6),
+            "backward_s": round(step.backward_s, 6),
+            "waited_s": round(step.waited_s, 6),
             "lr": lr,
             "train_s": round(position.train_s, 6),
         }
@@ -290,7 +299,7 @@ def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Cal
             share.stop()
 
 
-def _close_epoch(session: Session, run: Run | None, observer: Observer) -> None:
+def _close_epoch(session: Session, run: Run | None, observer: Observer, noted: Telemetry) -> None:
     position = session.position
     score = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
     score = session.world.gather(score)[0]
@@ -311,10 +320,10 @@ def _close_epoch(session: Session, run: Run | None, observer: Observer) -> None:
     }
     position.history.append(row)
     if run:
-        run.add_epoch(row)
+        run.add_epoch({**row, **noted})
     session.save(run)
     if run:
-        observer.on_epoch(session, row)
+        observer.on_epoch(session, {**row, **noted})
 
 
 def _is_stale(position: Position, patience: int | None) -> bool:
