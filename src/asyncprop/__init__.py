@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Snapshot,
     )
     from asyncprop.exchange import Averaging
-    from asyncprop.trace import Statistics, Step
+    from asyncprop.trace import Event, Statistics, Step, Trace
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOME = {
         ),
         "asyncprop.engine",
     ),
-    **dict.fromkeys(("Statistics", "Step"), "asyncprop.trace"),
+    **dict.fromkeys(("Event", "Statistics", "Step", "Trace"), "asyncprop.trace"),
     "Averaging": "asyncprop.exchange",
     "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
@@ -62,6 +62,8 @@ __all__ = [  # noqa: RUF022
     "Snapshot",
     "Statistics",
     "Step",
+    "Trace",
+    "Event",
     "keep_freed_memory",
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncprop.engine.turn import Event
+from asyncprop.engine.turn import Moment
 
 Batch = tuple[Tensor, ...]
 
@@ -28,7 +28,7 @@ class Sequencer:
             for an impossible order fails by this instead of hanging.
     """
 
-    def __init__(self, script: Iterable[tuple[int, Event, int]], *, patience_s: float = 30.0) -> None:
+    def __init__(self, script: Iterable[tuple[int, Moment, int]], *, patience_s: float = 30.0) -> None:
         self.script = list(script)
         if len(set(self.script)) < len(self.script):
             raise ValueError("script must name each event once")
@@ -43,7 +43,7 @@ class Sequencer:
         return self._next == len(self.script)
 
     @contextmanager
-    def at(self, batch: int, event: Event, layer: int) -> Iterator[None]:
+    def at(self, batch: int, event: Moment, layer: int) -> Iterator[None]:
         """Wait for the event's place in the script; the next may happen when the block ends."""
         this = (batch, event, layer)
         if this not in self.script:

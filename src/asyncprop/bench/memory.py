@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from asyncprop.bench.workloads import WORKLOADS, Workload, one_step, set_threads
-from asyncprop.engine.turn import Event
+from asyncprop.engine.turn import Moment
 from asyncprop.runs import environment
 
 LANES = (1, 2, 3, 4)
@@ -67,7 +67,7 @@ class AllForwardFirst:
         self._changed = threading.Condition()
 
     @contextmanager
-    def at(self, batch: int, event: Event, layer: int) -> Iterator[None]:
+    def at(self, batch: int, event: Moment, layer: int) -> Iterator[None]:
         """Count forward passes that have come to the last layer; let nobody write before all have."""
         with self._changed:
             if event == "write":
