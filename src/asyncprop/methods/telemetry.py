@@ -1,4 +1,4 @@
-"""Telemetry: what a trainer noted between two instants, and what all ranks noted together: a part of an epoch's line."""
+"""Telemetry: what a trainer noted between two instants, and what all ranks did: part of an epoch's line."""
 
 from __future__ import annotations
 

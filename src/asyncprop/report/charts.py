@@ -64,6 +64,7 @@ def curves(
         if level is not None:
             axes.axhline(level, color=COLOURS["muted"], linewidth=0.8, linestyle=":", label=f"target {level:.4g}")
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=7, integer=x != "seconds of training")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         _legend(axes, len(order))
@@ -125,10 +126,9 @@ def strip(
                     f'fill-opacity: {share:.3f}"/>'
                 )
     bottom = top + cell * len(rows) + 9
-    body += [
-        f'<text x="{left + (place + 0.5) * step:.1f}" y="{bottom}" text-anchor="middle">{_escape(columns[place])}</text>'
-        for place in sorted({0, len(columns) // 2, len(columns) - 1})
-    ]
+    for place in sorted({0, len(columns) // 2, len(columns) - 1}):
+        middle = f"{left + (place + 0.5) * step:.1f}"
+        body.append(f'<text x="{middle}" y="{bottom}" text-anchor="middle">{_escape(columns[place])}</text>')
     body.append(f'<text x="{left}" y="{bottom + 12}">{_escape(x)}; darkest: {highest:.2f} {_escape(unit)}</text>')
     inside = f'<g style="font: 7.5px sans-serif; fill: var(--text)">{"".join(body)}</g>'
     return _labelled(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}">{inside}</svg>',
@@ -155,7 +155,9 @@ def _drawing(
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot(), done
         written = io.StringIO()
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            written, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None}
+        )
     done.append(_labelled(_to_page(written.getvalue()), name, description))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-POINTS = 200
+POINTS = 60
 """At most so many points are kept of a run's steps: more cannot be seen."""
 
 
