@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import asyncprop
+import asyncprop.engine
 
 HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.

@@ -14,7 +14,7 @@ import pydantic
 from cyclopts import App, CycloptsError, ValidationError
 
 from asyncprop import __version__
-from asyncprop.cli import bench, compare, data, report, train
+from asyncprop.cli import bench, compare, data, report, trace, train
 from asyncprop.cli.common import BAD_INPUT, FAILED, complain
 from asyncprop.config import TrainOptions, one_line
 
@@ -26,6 +26,7 @@ app = App(
 app.command(train.train)
 app.command(compare.compare)
 app.command(compare.delays)
+app.command(trace.trace)
 app.command(report.report)
 app.command(data.tasks)
 app.command(data.methods)

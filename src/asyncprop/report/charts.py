@@ -115,7 +115,7 @@ def strip(
     body = []
     for number, row in enumerate(values):
         y = top + cell * number
-        body.append(f'<text x="{left - 4}" y="{y + cell - 3}" text-anchor="end">{_escape(_short(rows[number]))}</text>')
+        body.append(f'<text x="{left - 4}" y="{y + cell - 3}" text-anchor="end">{escape(_short(rows[number]))}</text>')
         for place, value in enumerate(row):
             if value is not None:
                 share = value / highest
@@ -128,10 +128,10 @@ def strip(
     bottom = top + cell * len(rows) + 9
     for place in sorted({0, len(columns) // 2, len(columns) - 1}):
         middle = f"{left + (place + 0.5) * step:.1f}"
-        body.append(f'<text x="{middle}" y="{bottom}" text-anchor="middle">{_escape(columns[place])}</text>')
-    body.append(f'<text x="{left}" y="{bottom + 12}">{_escape(x)}; darkest: {highest:.2f} {_escape(unit)}</text>')
+        body.append(f'<text x="{middle}" y="{bottom}" text-anchor="middle">{escape(columns[place])}</text>')
+    body.append(f'<text x="{left}" y="{bottom + 12}">{escape(x)}; darkest: {highest:.2f} {escape(unit)}</text>')
     inside = f'<g style="font: 7.5px sans-serif; fill: var(--text)">{"".join(body)}</g>'
-    return _labelled(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}">{inside}</svg>',
+    return labelled(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}">{inside}</svg>',
                      name, description)  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _drawing(
         figure.savefig(
             written, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None}
         )
-    done.append(_labelled(_to_page(written.getvalue()), name, description))
+    done.append(labelled(_to_page(written.getvalue()), name, description))
 
 
 def _to_page(svg: str) -> str:
@@ -171,14 +171,14 @@ def _to_page(svg: str) -> str:
     return svg.replace("'DejaVu Sans', ", "")
 
 
-def _labelled(svg: str, name: str, description: str) -> str:
+def labelled(svg: str, name: str, description: str) -> str:
     """Give every id of the picture its own name on the page, and the picture a title and a description."""
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
     svg = re.sub(r"<title>.*?</title>", "", svg)
-    words = f'<title id="{name}-title">{_escape(name.replace("-", " "))}</title><desc id="{name}-desc">' \
-            f"{_escape(description)}</desc>"  # fmt: skip
+    words = f'<title id="{name}-title">{escape(name.replace("-", " "))}</title><desc id="{name}-desc">' \
+            f"{escape(description)}</desc>"  # fmt: skip
     return re.sub(
         r"<svg([^>]*)>", rf'<svg\1 role="img" aria-labelledby="{name}-title {name}-desc">{words}', svg, count=1
     )
@@ -192,5 +192,6 @@ def _short(name: str, longest: int = 20) -> str:
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return text as it stands inside a tag."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
