@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncprop.report.charts import Curve, bars, curves, strip
+from asyncprop.report.figure1 import figure1
 from asyncprop.report.files import read_paths, read_run
 from asyncprop.report.overview import overview
 from asyncprop.report.page import PLAIN, FigureBlock, Page, Section, TableBlock, render_html, standalone, write_markdown
@@ -108,6 +109,14 @@ def test_a_run_under_way_is_shown_as_far_as_it_has_come(tmp_path: Path) -> None:
     assert "2 (not finished)" in render_html(overview([path], "x"))
     empty = write_run(tmp_path / "b", metrics=(), finished=False)
     assert "0 (not finished)" in render_html(overview([empty], "x"))
+
+
+def test_a_run_with_a_trace_has_its_timeline(tmp_path: Path) -> None:
+    figure1(batches=40).save(write_run(tmp_path / "a") / "trace.jsonl")
+    html = render_html(overview([tmp_path / "a"], "x"))
+    assert "3 threads work on batches 13 to 23 in" in html
+    assert ">B17</text>" in html
+    assert ">B2</text>" not in html
 
 
 def test_an_old_run_without_telemetry_is_shown(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from asyncprop.report.charts import Curve, bars, curves, strip
 from asyncprop.report.files import Comparison, RunFiles, read_paths
 from asyncprop.report.page import Block, FigureBlock, Page, Section, TableBlock, TextBlock
 from asyncprop.report.tables import COMPARISON, cells, comparison_title, markdown_cell
+from asyncprop.report.timeline import load_timeline
+from asyncprop.report.tracks import describe, draw
 
 Row = dict[str, Any]
 
@@ -76,6 +78,8 @@ def _run_sections(
     sections = [Section(title, [*blocks, *curve_blocks])]
     if stale := list(_staleness(one_each, command, name)):
         sections.append(Section(f"{title}, staleness", stale))
+    if lines := list(_timelines(one_each, command, name)):
+        sections.append(Section(f"{title}, timelines", lines))
     if means := list(_means(one_each, command, name)):
         sections.append(Section(f"{title}, threads and memory", means))
     return sections
@@ -189,6 +193,17 @@ def _layers(run: RunFiles, noted: list[Row], command: str, key: str) -> FigureBl
         for layer, mean, row in zip(layers, means, values, strict=True)
     ])  # fmt: skip
     return FigureBlock(key, caption, description, svg, command, table)
+
+
+def _timelines(runs: list[RunFiles], command: str, name: str) -> Iterator[Block]:
+    for number, run in enumerate(run for run in runs if run.has_trace):
+        timeline, key = load_timeline(run.path), f"{name}-timeline-{number}"
+        caption = (
+            f"About eight batches from the middle of {run.label}, seed {run.seed}: forward passes, backward passes"
+        )
+        svg = draw(timeline, timeline.window(), name=key, title=caption)
+        described = describe(timeline, timeline.window())
+        yield FigureBlock(key, f"{caption}. {described}", f"{caption}. {described}", svg, command)
 
 
 def _means(runs: list[RunFiles], command: str, name: str) -> Iterator[Block]:

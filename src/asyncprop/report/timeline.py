@@ -154,7 +154,7 @@ def track_of(event: Event) -> tuple[int, int]:
 
 def _forward(one: Event, events: Iterable[Event]) -> list[Span]:
     reads = sorted((event for event in events if event.kind == "read" and not event.detail), key=_start)
-    ends = [event.start_s for event in reads[1:]] + [one.end_s]
+    ends = [event.start_s for event in reads[1:]] + ([one.end_s] if reads else [])
     return [
         Span("forward", event.layer, event.start_s, end, one.batch, track_of(one))
         for event, end in zip(reads, ends, strict=True)

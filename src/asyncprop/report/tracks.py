@@ -48,7 +48,7 @@ def draw(timeline: Timeline, window: Window, *, name: str, title: str) -> str:
     for event in timeline.passes:
         if window[0] <= event.start_s < window[1]:
             label = f"{'F' if event.kind == 'forward' else 'B'}{event.batch}"
-            body.append(f'<text x="{x(event.start_s) + 1:.2f}" y="{top[track_of(event)] - 2:.1f}">{label}</text>')
+            body.append(f'<text x="{x(event.start_s) + 5:.2f}" y="{top[track_of(event)] - 2:.1f}">{label}</text>')
     for arrow in timeline.arrows:
         if window[0] <= arrow.start_s <= window[1] and arrow.end_s <= window[1]:
             start, end = top[arrow.start_track], top[arrow.end_track]
@@ -113,8 +113,8 @@ def _characters(timeline: Timeline, track: tuple[int, int], window: Window, widt
                 if cell < width:
                     cells[cell] = (event.kind, _SHADE[event.kind])
     for span in timeline.spans:
-        if span.kind == "write" and span.track == track and window[0] <= span.end_s < window[1]:
-            cells[min(width - 1, place(span.end_s))] = ("write", "!")
+        if span.kind == "write" and span.track == track and window[0] < span.end_s <= window[1]:
+            cells[max(0, place(span.end_s) - 1)] = ("write", "!")
     for event in timeline.passes:
         if track_of(event) == track and window[0] <= event.start_s < window[1]:
             label = f"{event.kind[0].upper()}{event.batch}"
