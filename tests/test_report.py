@@ -114,7 +114,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_has_come(tmp_path: Path) -> None:
 def test_a_run_with_a_trace_has_its_timeline(tmp_path: Path) -> None:
     figure1(batches=40).save(write_run(tmp_path / "a") / "trace.jsonl")
     html = render_html(overview([tmp_path / "a"], "x"))
-    assert "3 threads work on batches 13 to 23 in" in html
+    assert "3 threads work on batches 14 to 23 in" in html
     assert ">B17</text>" in html
     assert ">B2</text>" not in html
 
