@@ -1,7 +1,7 @@
 """The table of exhibits: a row for each table and figure of the paper: what is run for it, and how it is shown.
 
-A Study is runs of several methods on one task, made by `methods.compare`; exhibits share studies. Where the paper's data
-are not at hand, a study runs on a stand-in, which every heading names.
+A Study is runs of several methods on one task, made by `methods.compare`; exhibits share studies. Where the paper's
+data are not at hand, a study runs on a stand-in, which every heading names.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Request:
         scale: how large runs are.
         scale_name: what that is called.
         out: folder of runs and results; given again, what is there is kept.
-        data_dir: folder with a folder for each of the paper's data sets that is at hand, by its name in `asyncprop tasks`.
+        data_dir: folder with a folder for each of the paper's data sets that is at hand, by the data set's name.
         device: of the runs.
         seeds: runs of each method; the scale's if None.
     """
@@ -66,8 +66,8 @@ def reproduce(exhibits: Sequence[Exhibit], request: Request, messages: TextIO, *
     sections = [_section(exhibit, founds, benches, str(made["command"])) for exhibit in exhibits]
     lead = (
         f"Scale {request.scale_name}, {request.seeds or request.scale.seeds} seeds, {request.device}, {made['cores']} "
-        f"cores ({made['processor']}), torch {made['torch']}, commit {made['commit']}. The paper's times are of three A100 "
-        "GPUs and of its own networks' full size: compare ratios, not seconds."
+        f"cores ({made['processor']}), torch {made['torch']}, commit {made['commit']}. The paper's times are of three "
+        "A100 GPUs and of networks of full size: compare ratios, not seconds."
     )
     return Page("The paper's tables and figures, ours beside its own", lead, sections)
 

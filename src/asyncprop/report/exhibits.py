@@ -132,8 +132,8 @@ def _rates(paper: Published, founds: Sequence[Found]) -> list[Block]:
     columns = ["network", "method", "samples/s", "÷ the paper's first", "paper, time ratio", "staleness",
                "peak memory (MiB)"]  # fmt: skip
     note = (
-        "Throughput only, on noise of ImageNet's shape: no accuracy can be told from it. The paper's ratio is one of times to "
-        "an accuracy, in which the number of epochs counts, too."
+        "Throughput only, on noise of ImageNet's shape: no accuracy can be told from it. The paper's ratio is one of "
+        "times to an accuracy, in which the number of epochs counts, too."
     )
     return [TableBlock("Throughput", columns, lines, 2, note)]
 
@@ -159,7 +159,7 @@ def speed_ups(paper: Published, benches: dict[str, Row]) -> list[Block]:
     columns = ["network", "method", f"{cores} cores ÷ 1", "paper, 3 GPUs ÷ 1", "per core", "paper, per GPU"]
     note = (
         f"Speed-up of steps of the same batch size on {cores} cores over one core, on noise; mean ± deviation over "
-        f"{len(measured['ddp'])} rounds. The paper's is of times to an accuracy, with DDP's batches three times as large."
+        f"{len(measured['ddp'])} rounds. The paper's is of times to an accuracy, DDP's batches three times as large."
     )
     return [TableBlock("Speed-up over one device", columns, lines, 2, note)]
 
@@ -204,8 +204,8 @@ def timeline(trace: Trace, name: str, command: str) -> list[Block]:
     drawn = Timeline(trace)
     whole = (0.0, drawn.end_s)
     caption = (
-        "As the paper draws it, predicted: one forward and two backward threads, three layers, a backward pass of twice a "
-        "forward pass. A black tick is the write of a layer; an arrow hands a loss over."
+        "As the paper draws it, predicted: one forward and two backward threads, three layers, a backward pass of "
+        "twice a forward pass. A black tick is the write of a layer; an arrow hands a loss over."
     )
     svg = draw(drawn, whole, name=name, title=caption)
     return [FigureBlock(name, caption, f"{caption} {describe(drawn, whole)}", svg, command)]
