@@ -9,7 +9,7 @@ import torch
 from asyncprop import Decoupled
 from asyncprop.bench import gpu, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
-from asyncprop.bench.engine import contestants, figures
+from asyncprop.bench.engine import entries, figures
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
 from asyncprop.report.tables import print_bench, print_gpu, print_memory, print_partition
@@ -17,7 +17,8 @@ from asyncprop.report.tables import print_bench, print_gpu, print_memory, print_
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
 MEASURED = {
     "limit": [1.0, 2.0, 9.0], "sgd_one_thread": [4.0, 4.0, 4.0], "sgd_all_threads": [2.0, 3.0, 4.0],
-    "ddp": [3.0, 3.0, 3.0], "async_lu": [2.0, 2.5, 4.0], "no_telemetry": [2.0, 2.0, 4.0], "lockstep": [2.0, 6.0, 4.0],
+    "ddp": [3.0, 3.0, 3.0], "async_lu": [2.0, 2.5, 4.0], "telemetry": [2.0, 2.5, 4.0], "no_telemetry": [2.0, 2.0, 4.0],
+    "lockstep": [2.0, 6.0, 4.0], "loop": [2.0, 3.0, 4.0],
 }  # fmt: skip
 
 
@@ -38,20 +39,27 @@ def test_figures_are_medians_and_their_ratios() -> None:
     ids=["limit", "ddp", "async", "lockstep"],
 )
 def test_every_kind_of_contestant_trains(kind: Any, ranks: int) -> None:
-    with Contestant(kind, SMALL, ranks) as contestant:
+    with Contestant((kind,), SMALL, ranks) as contestant:
         assert contestant.measure(3) > 0
         assert contestant.measure(3) > 0
+
+
+def test_kinds_that_share_a_process_are_measured_in_turn() -> None:
+    pair = (Async(Decoupled()), Async(Decoupled(), telemetry=False))
+    with Contestant(pair, SMALL) as contestant:
+        assert all(contestant.measure(3, which) > 0 for which in (0, 1, 0, 1))
 
 
 def test_a_contestant_that_fails_says_so() -> None:
-    with Contestant(Loop(1), Workload("wrong", "no-such-task")) as contestant:
+    with Contestant((Loop(1),), Workload("wrong", "no-such-task")) as contestant:
         with pytest.raises(RuntimeError, match="Loop on wrong: ValueError: task must be one of"):
             contestant.measure(1)
 
 
 def test_what_is_measured() -> None:
-    assert {"limit", "sgd_one_thread", "sgd_all_threads", "ddp", "async_lu", "lockstep"} <= set(contestants(False))
-    assert len(contestants(True)) > len(contestants(False))
+    names = {name for entry in entries(False) for name in entry.kinds}
+    assert names == set(MEASURED)
+    assert len(entries(True)) > len(entries(False))
     assert choose("mlp, lstm") == [WORKLOADS["mlp"], WORKLOADS["lstm"]]
 
 

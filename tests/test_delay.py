@@ -7,24 +7,21 @@ import pytest
 import torch
 
 import asyncprop as ap
-from asyncprop import delay
+from asyncprop.clock import Clock
 from asyncprop.delay import Delay, Delays, parse_delays
 from asyncprop.testing import TINY, cross_entropy
 
 
-class Clock:
+class Waiting(Clock):
     """Time that passes only by waiting."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
+    def __init__(self) -> None:
         self.waits: list[float] = []
-        monkeypatch.setattr(delay.time, "monotonic", lambda: self.now)
 
-    def is_set(self) -> bool:
-        return False
+    def now(self) -> float:
+        return 100.0 + sum(self.waits)
 
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
+    def sleep(self, seconds, stopping) -> None:
         self.waits.append(round(seconds, 9))
 
 
@@ -37,9 +34,9 @@ def test_seconds_are_drawn_from_the_seed() -> None:
     assert [Delay(seconds=2, every=3).seconds_of(step, 0) for step in range(6)] == [0, 0, 2, 0, 0, 2]
 
 
-def test_a_slow_machine_waits_for_all_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    delays = Delays([Delay(rank=1, seconds=3.0)], 1, clock)  # type: ignore[arg-type]
+def test_a_slow_machine_waits_for_all_its_workers() -> None:
+    clock = Waiting()
+    delays = Delays([Delay(rank=1, seconds=3.0)], 1, clock=clock)
     delays.after_forward(0, 0, 0.1)
     delays.after_forward(1, 1, 0.1)
     delays.before_pass()
@@ -47,9 +44,9 @@ def test_a_slow_machine_waits_for_all_its_workers(monkeypatch: pytest.MonkeyPatc
     assert not Delays([Delay(rank=1, seconds=3.0)], 0)
 
 
-def test_a_slow_worker_waits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    delays = Delays([Delay(worker=1, factor=4.0)], 0, clock)  # type: ignore[arg-type]
+def test_a_slow_worker_waits_alone() -> None:
+    clock = Waiting()
+    delays = Delays([Delay(worker=1, factor=4.0)], 0, clock=clock)
     delays.after_forward(0, 0, 0.1)
     assert clock.waits == []
     delays.after_forward(1, 0, 0.1)

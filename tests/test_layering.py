@@ -11,9 +11,9 @@ import asyncprop.engine
 
 HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.
-ORDER = ["trace", "devices", "delay", "engine", "exchange", "config", "testing", "tasks", "runs", "checkpoint",
-         "report", "methods", "bench", "exhibits", "interrupt", "progress", "listing", "launch", "cli",
-         "__main__"]  # fmt: skip
+ORDER = ["trace", "recorder", "clock", "devices", "delay", "engine", "replay", "exchange", "config", "testing",
+         "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "exhibits", "interrupt", "progress",
+         "listing", "launch", "cli", "__main__"]  # fmt: skip
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         Partition,
         Snapshot,
     )
-    from asyncprop.exchange import Averaging
+    from asyncprop.exchange import Averaging, LayerGossip
+    from asyncprop.recorder import Recorder
+    from asyncprop.replay import Ordered, Replay
     from asyncprop.trace import Event, Statistics, Step, Trace
 
 __version__ = "0.1.0"
@@ -44,6 +46,9 @@ _HOME = {
     ),
     **dict.fromkeys(("Event", "Statistics", "Step", "Trace"), "asyncprop.trace"),
     "Averaging": "asyncprop.exchange",
+    "Recorder": "asyncprop.recorder",
+    **dict.fromkeys(("Ordered", "Replay"), "asyncprop.replay"),
+    "LayerGossip": "asyncprop.exchange",
     "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
 }
@@ -57,6 +62,7 @@ __all__ = [  # noqa: RUF022
     "Compensation",
     "Partition",
     "Averaging",
+    "LayerGossip",
     "Delay",
     "NonFiniteError",
     "Snapshot",
@@ -64,6 +70,9 @@ __all__ = [  # noqa: RUF022
     "Step",
     "Trace",
     "Event",
+    "Recorder",
+    "Ordered",
+    "Replay",
     "keep_freed_memory",
 ]
 

@@ -35,7 +35,29 @@ class Options(BaseModel):
     )
     workers: Count | None = Field(None, description="Coupled workers per rank. Default: the method's.")
     ranks: Count | None = Field(None, description="Processes on this machine that train together. Default: 1.")
-    period: Count | None = Field(None, description="Batches of a rank between two averages. Default: 8.")
+    exchange: Literal["averaging", "gossip"] | None = Field(
+        None, description="How ranks of an asynchronous method meet. Default: the method's, or averaging."
+    )
+    period: Count | None = Field(
+        None, description="Batches of a rank between two averages (default 8); updates of a layer between two sends "
+        "of it (default 1)."
+    )  # fmt: skip
+    topology: Literal["uniform", "ring", "exponential"] | None = Field(
+        None,
+        description="To whom gossip goes: anybody, the next rank, or those at distances 1, 2, 4 ... Default: uniform.",
+    )
+    probability: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="With which a layer that is to be sent is sent. Default: 1."
+    )
+    bucket_bytes: Count | None = Field(
+        None, description="Layers are gossiped together in messages of about so many bytes. Default: 1 MiB."
+    )
+    wire: Literal["exact", "bf16"] | None = Field(
+        None, description="bf16 halves what gossip sends, and rounds what it brings. Default: exact."
+    )
+    timeout: Rate | None = Field(
+        None, description="Seconds of silence after which gossip goes on without a rank. Default: 10."
+    )
     prepass_epochs: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Epochs before passes become partial (default 1), or steps local (default 0)."
     )
@@ -61,9 +83,12 @@ class TrainOptions(Options):
 
     method: str = Field("async-lu", description="How to train: a name from `asyncprop methods`.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Fixes the weights, the order of the data, augmentation.")
-    turn: Literal["free", "lockstep"] = Field(
-        "free", description="lockstep trains one batch at a time, reproducibly, equal to the plain loop bit for bit."
+    turn: Literal["free", "lockstep", "ordered"] = Field(
+        "free",
+        description="lockstep trains one batch at a time, reproducibly, equal to the plain loop bit for bit; ordered "
+        "lets nobody read a layer while another writes it, so that asyncprop replay can train the same again.",
     )
+    trace: bool = Field(False, description="Note what each thread does, in trace.jsonl; ordered does so, too.")
     target: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Test metric whose time and epochs are reported. Default: the task's."
     )

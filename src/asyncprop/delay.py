@@ -6,10 +6,11 @@ import math
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from asyncprop.clock import SYSTEM, Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,16 @@ class Delays:
         delays: of all ranks; those of others are left out.
         rank: whose trainer this is.
         stopping: ends all waits.
+        clock: by which is waited.
     """
 
-    def __init__(self, delays: Sequence[Delay], rank: int, stopping: threading.Event | None = None) -> None:
+    def __init__(
+        self, delays: Sequence[Delay], rank: int, stopping: threading.Event | None = None, clock: Clock = SYSTEM
+    ) -> None:
         self._delays = [delay for delay in delays if delay.rank in (None, rank)]
         self._rank = rank
         self._stopping = stopping or threading.Event()
+        self._clock = clock
         self._lock = threading.Lock()
         self._machine_until = 0.0
 
@@ -122,13 +127,13 @@ class Delays:
             if extra <= 0:
                 continue
             if delay.worker is not None:
-                self._wait_until(time.monotonic() + extra)
+                self._wait_until(self._clock.now() + extra)
                 continue
             with self._lock:
-                self._machine_until = max(self._machine_until, time.monotonic()) + extra
+                self._machine_until = max(self._machine_until, self._clock.now()) + extra
             self.before_pass()
 
     def _wait_until(self, end: float) -> None:
-        left = end - time.monotonic()
+        left = end - self._clock.now()
         if left > 0:
-            self._stopping.wait(left)
+            self._clock.sleep(left, self._stopping)

@@ -49,6 +49,9 @@ class Device(Protocol):
     def finish(self, stream: Stream) -> None:
         """Wait until all work of `stream` is done."""
 
+    def buffer(self, length_bytes: int) -> torch.Tensor:
+        """Make a buffer of bytes on the CPU that this device copies to and from at its full speed."""
+
     def mark(self) -> Mark:
         """Mark the current point in the current stream's time."""
 
@@ -92,6 +95,10 @@ class CpuDevice:
 
     def finish(self, stream: Stream) -> None:
         """Do nothing."""
+
+    def buffer(self, length_bytes: int) -> torch.Tensor:
+        """Return plain memory."""
+        return torch.zeros(length_bytes, dtype=torch.uint8)
 
     def mark(self) -> Mark:
         """Return the clock."""
@@ -144,6 +151,10 @@ class CudaDevice:
     def finish(self, stream: Stream) -> None:
         """Wait on the host; the GIL is released meanwhile."""
         stream.synchronize()
+
+    def buffer(self, length_bytes: int) -> torch.Tensor:
+        """Return pinned memory."""
+        return torch.zeros(length_bytes, dtype=torch.uint8, pin_memory=True)
 
     def mark(self) -> Mark:
         """Record a timing event on the current stream."""

@@ -43,6 +43,11 @@ class Run:
         """The folder of the last good checkpoint."""
         return self.path / "checkpoint"
 
+    @property
+    def trace(self) -> Path:
+        """The file of what each thread did, if that was asked for."""
+        return self.path / "trace.jsonl"
+
     def add_step(self, row: dict[str, Any]) -> None:
         """Append a line to `steps.jsonl`."""
         self._steps.write(json.dumps(row) + "\n")

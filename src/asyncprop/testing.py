@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncprop.engine.turn import Moment
+from asyncprop.engine.turn import Moment, Turn
 
 Batch = tuple[Tensor, ...]
 
 
-class Sequencer:
+class Sequencer(Turn):
     """A Turn that makes reads and writes happen in the order of a script.
 
     An event of the script waits until all before it have happened; an event that is not in the script passes freely.
@@ -263,6 +263,10 @@ class FakeDevice:
         self._note("finish", stream)
         with self._lock:
             self._unfinished.discard(stream)
+
+    def buffer(self, length_bytes: int) -> Tensor:
+        """Return plain memory."""
+        return torch.zeros(length_bytes, dtype=torch.uint8)
 
     def mark(self) -> tuple[int, int]:
         """Return (stream, tick of a clock that counts calls)."""

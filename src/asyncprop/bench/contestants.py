@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -113,12 +113,13 @@ class Contestant:
     """The processes of one contestant. `measure` runs them, at once, and returns seconds per batch of the machine.
 
     Args:
-        kind: what each process does.
+        kinds: what each process does. Several kinds live in one process and are measured in turn: processes of one
+            kind differ by 3 % among themselves, which would hide what a small difference costs.
         workload: on what.
         ranks: how many processes; each trains on batches of its own.
     """
 
-    def __init__(self, kind: Kind, workload: Workload, ranks: int = 1) -> None:
+    def __init__(self, kinds: Sequence[Kind], workload: Workload, ranks: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="asyncprop-bench-")
         meet = Path(self._folder.name) / "meet"
@@ -126,7 +127,7 @@ class Contestant:
         self._processes = []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_live, args=(kind, workload, rank, ranks, meet, theirs), daemon=True)
+            process = context.Process(target=_live, args=(kinds, workload, rank, ranks, meet, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -141,14 +142,14 @@ class Contestant:
             process.join()
         self._folder.cleanup()
 
-    def measure(self, count: int) -> float:
-        """Let every process train on `count` batches at once.
+    def measure(self, count: int, which: int = 0) -> float:
+        """Let every process train on `count` batches at once, by the kind whose number is `which`.
 
         Returns:
             Seconds per batch of the whole machine: the inverse of the sum of the processes' rates.
         """
         for pipe in self._pipes:
-            pipe.send(count)
+            pipe.send((which, count))
         answers: list[Any] = [pipe.recv() for pipe in self._pipes]
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -156,19 +157,20 @@ class Contestant:
         return float(1 / sum(count / seconds for seconds in answers))
 
 
-def _live(kind: Kind, workload: Workload, rank: int, ranks: int, meet: Path, pipe: Connection) -> None:
+def _live(kinds: Sequence[Kind], workload: Workload, rank: int, ranks: int, meet: Path, pipe: Connection) -> None:
     from asyncprop.devices import keep_freed_memory
     from asyncprop.tasks import get_task
 
     try:
         keep_freed_memory(large_tensors=get_task(workload.task).large_tensors)
-        serve: Callable[[int], float | None] = _started(kind.serve(workload, rank, ranks, meet))
+        serves = [_started(kind.serve(workload, rank, ranks, meet)) for kind in kinds]
         while True:
-            pipe.send(serve(pipe.recv()))
+            which, count = pipe.recv()
+            pipe.send(serves[which](count))
     except EOFError:
         pass  # the benchmark is over
     except BaseException as error:
-        pipe.send(RuntimeError(f"{type(kind).__name__} on {workload.name}: {type(error).__name__}: {error}"))
+        pipe.send(RuntimeError(f"{type(kinds[0]).__name__} on {workload.name}: {type(error).__name__}: {error}"))
 
 
 def _started(serve: Serve) -> Callable[[int], float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Kind, Loop
@@ -59,8 +60,8 @@ def figures(workload: Workload, measured: Seconds) -> dict[str, Any]:
         "async_lu_s": median["async_lu"],
         "efficiency": median["limit"] / median["async_lu"],
         "vs_best_sync": best_sync / median["async_lu"],
-        "lockstep_vs_loop": _ratio(measured["lockstep"], measured["sgd_all_threads"]),
-        "telemetry_cost": _ratio(measured["async_lu"], measured["no_telemetry"]),
+        "lockstep_vs_loop": _ratio(measured["lockstep"], measured["loop"]),
+        "telemetry_cost": _ratio(measured["telemetry"], measured["no_telemetry"]),
         "sweep": {name: seconds for name, seconds in median.items() if name in SWEEP},
         "rounds": measured,
     }
@@ -82,35 +83,54 @@ SWEEP: dict[str, Kind] = {
     "2 forward, 2 backward, 3 lanes": Async(Decoupled(2, 2, lanes=3)),
     "2 coupled": Async(Coupled(2)),
 }
+PAIR_SLICES = 4
+"""Measurements of each half of a pair in a round, in turn: what is small is told by many short ones."""
 
 
-def contestants(sweep: bool) -> dict[str, tuple[Kind, int]]:
-    """Return what is measured by name: what a process does, and how many of them at once."""
+@dataclass(frozen=True)
+class Entry:
+    """What is measured: kinds, by name, that share their processes, and how many processes at once."""
+
+    kinds: dict[str, Kind]
+    ranks: int = 1
+
+
+def entries(sweep: bool) -> list[Entry]:
+    """Return what is measured, in turn."""
     cores = available_cores()
-    named: dict[str, tuple[Kind, int]] = {
-        "limit": (Loop(1), cores),
-        "sgd_one_thread": (Loop(1), 1),
-        "sgd_all_threads": (Loop(cores), 1),
-        "ddp": (Ddp(), cores),
-        "async_lu": (Async(Decoupled()), 1),
-        "no_telemetry": (Async(Decoupled(), telemetry=False), 1),
-        "lockstep": (Async(Decoupled(), lockstep=True, threads=cores), 1),
+    alone: dict[str, Kind] = {
+        "sgd_one_thread": Loop(1),
+        "sgd_all_threads": Loop(cores),
+        "async_lu": Async(Decoupled()),
+        **(SWEEP if sweep else {}),
     }
-    return {**named, **{name: (kind, 1) for name, kind in SWEEP.items() if sweep}}
+    return [
+        Entry({"limit": Loop(1)}, cores),
+        Entry({"ddp": Ddp()}, cores),
+        *(Entry({name: kind}) for name, kind in alone.items()),
+        Entry({"loop": Loop(cores), "lockstep": Async(Decoupled(), lockstep=True, threads=cores)}),
+        Entry({"telemetry": Async(Decoupled()), "no_telemetry": Async(Decoupled(), telemetry=False)}),
+    ]
 
 
 def _measure(workload: Workload, rounds: int, seconds: float, sweep: bool) -> Seconds:
     measured: Seconds = {}
     with ExitStack() as stack:
-        open_ones = {
-            name: stack.enter_context(Contestant(kind, workload, ranks))
-            for name, (kind, ranks) in contestants(sweep).items()
-        }
-        first = {name: contestant.measure(LEAST_BATCHES) for name, contestant in open_ones.items()}  # to warm up
-        count = max(LEAST_BATCHES, round(seconds / min(first.values())))
-        names = list(open_ones)
+        pairs = [
+            (entry, stack.enter_context(Contestant(tuple(entry.kinds.values()), workload, entry.ranks)))
+            for entry in entries(sweep)
+        ]
+        fastest = min(
+            contestant.measure(LEAST_BATCHES, which)  # to warm up, too
+            for entry, contestant in pairs
+            for which in range(len(entry.kinds))
+        )
+        count = max(LEAST_BATCHES, round(seconds / fastest))
         for turn in range(rounds):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                ranks = contestants(sweep)[name][1]
-                measured.setdefault(name, []).append(open_ones[name].measure(max(LEAST_BATCHES, count // ranks)))
+            for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
+                slices = PAIR_SLICES if len(entry.kinds) > 1 else 1
+                batches = max(LEAST_BATCHES, count // (entry.ranks * slices))
+                for _ in range(slices):
+                    for which, name in enumerate(entry.kinds):
+                        measured.setdefault(name, []).append(contestant.measure(batches, which))
     return measured

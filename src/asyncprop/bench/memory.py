@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from asyncprop.bench.workloads import WORKLOADS, Workload, one_step, set_threads
-from asyncprop.engine.turn import Moment
+from asyncprop.engine.turn import Moment, Turn
 from asyncprop.runs import environment
 
 LANES = (1, 2, 3, 4)
@@ -55,7 +55,7 @@ def bench_memory(messages: TextIO) -> dict[str, Any]:
     return {"rows": rows, "environment": environment()}
 
 
-class AllForwardFirst:
+class AllForwardFirst(Turn):
     """A Turn that makes as many passes as there are lanes end their forward pass before the first of them writes.
 
     It is the worst case: every lane then holds all its activations. Later batches go on as they can.
@@ -72,7 +72,7 @@ class AllForwardFirst:
         with self._changed:
             if event == "write":
                 self._changed.wait_for(lambda: self._missing <= 0)
-            elif layer == self._last_layer:
+            elif event == "read" and layer == self._last_layer:
                 self._missing -= 1
                 self._changed.notify_all()
         yield

@@ -24,6 +24,7 @@ app = App(
     version=__version__,
 )
 app.command(train.train)
+app.command(train.replay)
 app.command(compare.compare)
 app.command(compare.delays)
 app.command(trace.trace)

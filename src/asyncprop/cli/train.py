@@ -1,4 +1,4 @@
-"""`asyncprop train`: one run, on one rank or several, and every way in which that can end as an exit code."""
+"""`asyncprop train`, `replay`: one run, on one rank or several, and every way in which it can end as an exit code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from asyncprop.cli.common import BAD_INPUT, FAILED, Flat, complain, given_option
 from asyncprop.config import TrainConfig, TrainOptions, resolve
 
 if TYPE_CHECKING:
+    from asyncprop.exchange import World
+    from asyncprop.methods.train import Session
     from asyncprop.runs import Run
 
 
@@ -54,25 +56,31 @@ def train(
 def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch
+    from asyncprop.methods.train import Session
+
+    def open_session(world: World) -> Session:
+        return Session(config, checkpoint, world)
 
     ranks = config.ranks or 1
     if not is_rank():
         if ranks == 1:
-            return _train_rank(config, checkpoint, open_folder, quiet=quiet)
+            return _train_rank(config, open_session, open_folder, quiet=quiet)
         code, failure = launch(ranks, sys.argv[1:])
         return complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    return _train_rank(config, checkpoint, open_folder, quiet=quiet or os.environ["RANK"] != "0")
+    return _train_rank(config, open_session, open_folder, quiet=quiet or os.environ["RANK"] != "0")
 
 
-def _train_rank(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
+def _train_rank(
+    config: TrainConfig, open_session: Callable[[World], Session], open_folder: Callable[[], Run], *, quiet: bool
+) -> int:
     import torch
 
     from asyncprop.devices import available_cores, keep_freed_memory
     from asyncprop.exchange import World
     from asyncprop.interrupt import Interrupt
-    from asyncprop.methods.train import Interrupted, Session
+    from asyncprop.methods.train import Interrupted
     from asyncprop.methods.train import train as train_session
     from asyncprop.progress import progress_on
     from asyncprop.tasks import get_task
@@ -82,7 +90,7 @@ def _train_rank(config: TrainConfig, checkpoint: Path | None, open_folder: Calla
     with World() as world, Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())
-        session = Session(config, checkpoint, world)
+        session = open_session(world)
         run = stack.enter_context(open_folder()) if world.is_first else None
         stack.callback(observer.close)
         who = "" if world.size == 1 else f"rank {world.rank}: "
@@ -100,6 +108,29 @@ def _train_rank(config: TrainConfig, checkpoint: Path | None, open_folder: Calla
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
             return code
     return _print_result(result, run.path) if run else 0
+
+
+def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:
+    """Train a run that had --turn ordered again, from its trace, and say whether it is equal to the bit, or where not.
+
+    Args:
+        path: Folder of the run.
+        out: Folder of the new run, new or empty. Default: one under runs/.
+        quiet: Print the answer only.
+    """
+    from asyncprop.methods.repeat import first_difference, read_recorded
+    from asyncprop.methods.train import Session
+    from asyncprop.runs import create_run
+
+    config, trace = read_recorded(path)
+    with create_run(out, config) as run:
+        code = _train_rank(config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet)
+    if code:
+        return code
+    if difference := first_difference(path, run.path):
+        return complain(f"{run.path} differs from {path}: {difference}", FAILED)
+    print(f"equal to the bit: losses of all batches, and the model ({run.path}, {path})")
+    return 0
 
 
 def _print_result(result: dict[str, Any], path: Path) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import Generic, TypeVar
+
+from asyncprop.clock import SYSTEM, Clock
 
 T = TypeVar("T")
 
@@ -16,11 +17,11 @@ class Closed(Exception):  # noqa: N818 (not an error: the end of a channel)
 class Channel(Generic[T]):
     """First in, first out; `put` waits while `capacity` items wait, `get` waits while none does."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, clock: Clock = SYSTEM) -> None:
         self.capacity = capacity
         self._items: deque[T] = deque()
         self._closed = False
-        self._changed = threading.Condition()
+        self._changed = clock.condition()
 
     def put(self, item: T) -> int:
         """Append `item`, wait for room if need be, and return how many items now wait; raise Closed once closed."""
@@ -43,6 +44,11 @@ class Channel(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def swap(self, item: T, wanted: T) -> None:
+        """Put `item` in the place of `wanted`, which must be there."""
+        with self._changed:
+            self._items[self._items.index(wanted)] = item
 
     def close(self, *, discard: bool = False) -> None:
         """Refuse further items; those that wait can still be had unless `discard`."""

@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
 from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
@@ -39,6 +40,7 @@ from asyncprop.engine.passes import LossFn, OnNonFinite, Passes
 from asyncprop.engine.turn import Turn
 from asyncprop.engine.update import BlockUpdate, LayerUpdate, Update
 from asyncprop.engine.workers import GRACE_S, Coupled, Crew, Decoupled, Workers, intraop_threads
+from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
 RUN_AHEAD = 16
@@ -73,9 +75,10 @@ class Engine:
         delays: who is slowed, to learn what a slow machine or link would do; nobody by default.
         turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time on the caller's own
             thread, takes the next only when the caller asks for the next Step, and equals the plain PyTorch loop bit
-            for bit. A `Turn` object forces an order of reads and writes.
+            for bit. A `Turn` object decides the order of reads and writes: `Ordered`, `Replay`, `VirtualTime`.
         on_nonfinite: `"raise"` ends training at a loss that is not finite; `"skip"` drops that batch, which its Step
             tells. On CUDA `"skip"` makes each backward pass wait for its loss.
+        trace: notes what each thread does, layer by layer; None for nothing.
         telemetry: whether versions and staleness are noted (about 1 µs per layer and pass).
         device: the face of the device; by default found from the model's parameters.
 
@@ -101,6 +104,7 @@ class Engine:
         delays: Sequence[Delay] = (),
         turn: Literal["free", "lockstep"] | Turn = "free",
         on_nonfinite: OnNonFinite = "raise",
+        trace: Recorder | None = None,
         telemetry: bool = True,
         device: Device | None = None,
     ) -> None:
@@ -116,6 +120,8 @@ class Engine:
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
         self._lockstep = turn == "lockstep"
         self._turn = None if isinstance(turn, str) else turn
+        self._clock = self._turn if isinstance(self._turn, Clock) else SYSTEM
+        self._recorder = trace
         self._device = device or device_of(list(model.parameters()))
         lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
         self._passes = Passes(
@@ -123,8 +129,9 @@ class Engine:
             self._device,
             accumulate=self._update.accumulate,
             on_nonfinite=on_nonfinite,
-            notes_reads=telemetry or self._update.compensate is not None,
+            notes_reads=telemetry or self._update.compensate is not None or self._turn is not None or trace is not None,
             check_graph=lambda losses: check_graph(losses, model),
+            clock=self._clock,
         )
         self._stopping = threading.Event()
         self._lanes = Lanes(
@@ -137,12 +144,14 @@ class Engine:
             exchange=exchange,
             telemetry=telemetry,
             turn=self._turn,
+            recorder=trace,
+            clock=self._clock,
             stopping=self._stopping,
         )
-        self._exchange = exchange
-        self._delays = Delays(delays, current_rank(), self._stopping)
+        self.exchange = self._exchange = exchange
+        self._delays = Delays(delays, current_rank(), self._stopping, self._clock)
         self._warmer = Warmer(self._passes, self._lanes.lanes) if compiled_parts(model) else None
-        self._feed = Feed(self._prepare_batch)
+        self._feed = Feed(self._prepare_batch, self._clock)
         self._crew: Crew | None = None
         self._running = False
 
@@ -153,12 +162,14 @@ class Engine:
             raise RuntimeError("an engine can be entered once: make another")
         lanes = self._lanes
         if self._exchange:
-            self._exchange.open(Replica(self._model, lanes.layers, self._device, self._fail))
+            self._exchange.open(Replica(self._model, self._optimizer, lanes.layers, self._device, self._fail))
         intraop = intraop_threads(self._workers, lanes.count, lockstep=self._lockstep)
         self._crew = Crew(
-            self._workers, self._feed, self._passes, lanes.free, lanes.steppers, self._delays, intraop,
-            self._lockstep, self._finished, self._fail,
+            self._workers, self._feed, self._passes, lanes, self._delays, self._clock, self._turn, self._recorder,
+            intraop, self._lockstep, self._finished, self._fail,
         )  # fmt: skip
+        if self._recorder:
+            self._recorder.open(tuple(layer.name for layer in lanes.layers), self._clock.now)
         self._crew.start()
         return self
 
@@ -282,7 +293,7 @@ class Engine:
             staleness=tuple(self._lanes.versions.mean_staleness()),
             mean_queue_depth=tally.queue_depth / max(1, tally.batches),
             max_queue_depth=tally.max_queue_depth,
-            threads=tuple(clock.read() for clock in crew.clocks) if crew else (),
+            threads=tuple(watch.read() for watch in crew.watches) if crew else (),
         )
 
     # ---- inside

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
+from torch.optim import Optimizer
 
 from asyncprop.devices import Device
 from asyncprop.engine.layers import Layer
@@ -16,10 +17,12 @@ from asyncprop.engine.layers import Layer
 class Replica:
     """What an exchange works on: the model that is trained here, and whom to tell when it fails.
 
-    Its parameters are read and written beside the workers, who do not wait; buffers only while nothing is in flight.
+    Its parameters are read and written beside the workers, who do not wait; buffers, and the state of the optimizer,
+    are written only while nothing is in flight.
     """
 
     model: nn.Module
+    optimizer: Optimizer
     layers: tuple[Layer, ...]
     device: Device
     fail: Callable[[BaseException], None]
@@ -39,6 +42,9 @@ class Exchange(Protocol):
 
     def settle(self) -> None:
         """Meet the other ranks while nothing is in flight; afterwards all models are equal to the bit."""
+
+    def statistics(self) -> dict[str, float]:
+        """Return counts since it was opened, by name."""
 
     def close(self) -> None:
         """End; after a failure, without the others."""

@@ -6,13 +6,13 @@ Each is handed out once; each comes back once, as a Step or in the failure that 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.engine.channel import Closed
 from asyncprop.trace import Step
 
@@ -50,14 +50,15 @@ class Feed:
 
     Args:
         on_batch: called with each batch that is handed out, by the thread that took it, one at a time.
+        clock: of the threads.
     """
 
-    def __init__(self, on_batch: Callable[[Any], None]) -> None:
+    def __init__(self, on_batch: Callable[[Any], None], clock: Clock = SYSTEM) -> None:
         self.failure: BaseException | None = None
         self.tally = Tally()
         self._on_batch = on_batch
-        self._changed = threading.Condition()
-        self._front = threading.Lock()  # held by the thread that is next to take: loaders are not thread-safe
+        self._changed = clock.condition()
+        self._front = clock.lock()  # held by the thread that is next to take: loaders are not thread-safe
         self._iterator: Iterator[Any] | None = None
         self._lead = 0  # batches that may be taken from the loader before the caller asks for another Step
         self._resting = False  # whether the caller wants nothing taken from the loader

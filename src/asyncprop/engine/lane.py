@@ -8,19 +8,17 @@ make autograd refuse a backward pass whose weights have moved on.
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asyncprop.devices import Device
+from asyncprop.devices import Device, tensors_in
 from asyncprop.engine.checks import compiled_parts
 from asyncprop.engine.layers import Layer
-from asyncprop.engine.turn import Turn
+from asyncprop.engine.turn import NOTHING, Turn
 from asyncprop.engine.versions import Versions
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
+from asyncprop.recorder import Recorder
 
 
 class Lane:
@@ -48,6 +46,8 @@ class Lane:
         self._never_called = set(range(len(layers)))  # whose read is noted when a pass begins, for want of better
         self._batch = 0
         self._versions = versions
+        self._turn: Turn | None = None
+        self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._buffers = [
             (module, name, buffer)
@@ -56,18 +56,39 @@ class Lane:
             if buffer is not None
         ]
 
-    def watch_reads(self, turn: Turn | None) -> None:
+    def watch_reads(self, turn: Turn | None, recorder: Recorder | None = None) -> None:
         """Note each layer's version when the pass first calls one of its modules, not when the pass begins.
 
         A compiled module is left alone (a hook that counts would be traced into it): its layers count as read when
         the pass begins, and so do layers whose modules are never called (a tied weight used as a plain tensor).
         """
+        self._turn, self._recorder = turn, recorder
         compiled = {inner for outer in compiled_parts(self.module) for inner in outer.modules()}
         for layer in self.layers:
             for name in layer.modules:
                 module = self.module.get_submodule(name)
                 if module not in compiled:
-                    self._handles.append(module.register_forward_pre_hook(self._noting(layer.index, turn)))
+                    self._handles.append(module.register_forward_pre_hook(self._noting(layer.index)))
+                    if turn and turn.watches_all:
+                        self._handles.append(module.register_forward_hook(self._leaving(layer.index, turn)))
+        if turn and turn.watches_all:
+            self._watch_buffers(turn, compiled)
+
+    def _watch_buffers(self, turn: Turn, compiled: set[nn.Module]) -> None:
+        """Ask the turn before calls of modules that have buffers and no layer: frozen ones, or without parameters."""
+        known = {name for layer in self.layers for name in layer.modules}
+
+        def note(module: nn.Module, args: Any) -> None:
+            with turn.at(self._batch, "read again", -1):
+                self._record_read(-1, "again")
+
+        def left(module: nn.Module, args: Any, output: Any) -> None:
+            turn.left(self._batch, -1)
+
+        for name, module in self.module.named_modules():
+            if name not in known and module not in compiled and next(module.buffers(recurse=False), None) is not None:
+                self._handles.append(module.register_forward_pre_hook(note))
+                self._handles.append(module.register_forward_hook(left))
 
     def keep_values(self) -> None:
         """Copy each layer's parameters from now on as they are read."""
@@ -106,18 +127,44 @@ class Lane:
         for leaf in self.leaves.values():
             leaf.grad = None
 
-    def _noting(self, layer: int, turn: Turn | None) -> Any:
+    def _noting(self, layer: int) -> Any:
+        turn = self._turn
+
         def note(module: nn.Module, args: Any) -> None:
             if not self._unread[layer]:
+                if turn and turn.watches_all:
+                    with turn.at(self._batch, "read again", layer):
+                        self._record_read(layer, "again")
                 return
             self._unread[layer] = 0
-            with turn.at(self._batch, "read", layer) if turn else _NOTHING:
+            with turn.at(self._batch, "read", layer) if turn else NOTHING:
+                self._record_read(layer)
                 self.read[layer] = self._versions.of(layer)
                 if self.values_read:
                     self._never_called.discard(layer)
                     self._copy(layer)
 
         return note
+
+    def _leaving(self, layer: int, turn: Turn) -> Any:
+        """Return a hook that tells the turn when a module has returned, and when the backward pass comes to it."""
+
+        def read_back(gradients: Any) -> None:
+            with turn.at(self._batch, "read back", layer):
+                self._record_read(layer, "back")
+
+        def left(module: nn.Module, args: Any, output: Any) -> None:
+            turn.left(self._batch, layer)
+            for node in {tensor.grad_fn for tensor in tensors_in(output)}:
+                if node is not None:
+                    node.register_prehook(read_back)
+
+        return left
+
+    def _record_read(self, layer: int, detail: str = "") -> None:
+        if self._recorder:
+            now = self._recorder.now()
+            self._recorder.add("read", now, now, self.index, self._batch, layer, detail)
 
 
 def share_storage(model: nn.Module, trainable: set[str]) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asyncprop.clock import Clock
 from asyncprop.devices import Device
 from asyncprop.engine.channel import Channel
 from asyncprop.engine.exchange import Exchange
@@ -22,6 +23,7 @@ from asyncprop.engine.partition import Blocks, Partition, check_blocks, cut, mea
 from asyncprop.engine.turn import Turn
 from asyncprop.engine.update import Stepper, Unit, Update, units_of
 from asyncprop.engine.versions import Versions
+from asyncprop.recorder import Recorder
 
 
 class Lanes:
@@ -46,17 +48,19 @@ class Lanes:
         exchange: Exchange | None,
         telemetry: bool,
         turn: Turn | None,
+        recorder: Recorder | None,
+        clock: Clock,
         stopping: threading.Event,
     ) -> None:
         self.count = count
         self.lanes: list[Lane] = []
         self.steppers: list[Stepper] = []
-        self.free: Channel[Lane] = Channel(count)
+        self.free: Channel[Lane] = Channel(count, clock)
         self.layers: tuple[Layer, ...] = find_layers(model, trainable(model, optimizer), update.layers)
         self.versions = Versions(count, len(self.layers))
         self._model, self._optimizer, self._update, self._device = model, optimizer, update, device
         self._partition, self._exchange, self._telemetry = partition, exchange, telemetry
-        self._turn, self._stopping = turn, stopping
+        self._turn, self._recorder, self._stopping = turn, recorder, stopping
         self._in_turn = count == 1 and turn is None  # one pass after the other
         self._signature: tuple[Any, ...] | None = None
         self._units: list[Unit] = []
@@ -78,6 +82,8 @@ class Lanes:
             self._blocks = self._blocks_given()
         self._signature = signature
         self.close()
+        if self._turn:
+            self._turn.open(self._model, self.layers, by_layer=self._update.by_layer)
         self._units = units_of(self.layers, self._update, self._mean_squares, in_turn=self._in_turn)
         for index in range(self.count):
             self._add(index)
@@ -139,8 +145,8 @@ class Lanes:
 
     def _add(self, index: int) -> None:
         lane = Lane(index, self._model, self.layers, self.versions, self._device)
-        if self._telemetry or self._update.compensate:
-            lane.watch_reads(self._turn)
+        if self._telemetry or self._update.compensate or self._turn or self._recorder:
+            lane.watch_reads(self._turn, self._recorder)
         if self._update.compensate:
             lane.keep_values()
         shared = index == 0 or self._update.state == "shared"
@@ -154,6 +160,7 @@ class Lanes:
             versions=self.versions if self._telemetry else None,
             exchange=self._exchange,
             turn=self._turn,
+            recorder=self._recorder,
             stopping=self._stopping,
         )
         self.lanes.append(lane)

@@ -1,4 +1,4 @@
-"""Layer: the parameters that are stepped together. By default those that one module owns directly."""
+"""Layer: the parameters that are stepped together. By default a module's own, and those of the norm that follows it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def find_layers(model: nn.Module, trainable: Iterable[str], by: str | Sequence[s
     Args:
         model: the user's model. A tied parameter belongs to the first module that owns it, and is read by all owners.
         trainable: names, as `model.named_parameters()` gives them, of the parameters that are to be stepped.
-        by: `"module"` (a layer is what one module owns directly), `"parameter"` (each is its own layer: the earliest
-            updates, and the most optimizer calls), or module-name prefixes (a layer is all below a prefix, e.g. one
-            per block: fewer, larger steps; what no prefix covers goes by module).
+        by: `"module"` (a layer is what one module owns directly; one that owns only vectors, such as a norm, belongs
+            to the layer of the module before it: a ResNet-18 has 21 layers, not 41), `"parameter"` (each is its own
+            layer: the earliest updates, and the most optimizer calls), or module-name prefixes (a layer is all below
+            a prefix, e.g. one per block: fewer, larger steps; what no prefix covers goes by module).
 
     Raises:
         ValueError: if `by` is none of these, or a prefix matches no trainable parameter.
@@ -34,10 +35,11 @@ def find_layers(model: nn.Module, trainable: Iterable[str], by: str | Sequence[s
     wanted = set(trainable)
     owners = _owners(model)
     prefixes = _prefixes(by, wanted)
+    home = _homes(model, wanted)
     members: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         if name in wanted:
-            members.setdefault(_layer_name(name, by, prefixes), []).append(name)
+            members.setdefault(_layer_name(name, by, prefixes, home), []).append(name)
     return tuple(
         Layer(index, layer, tuple(names), tuple(dict.fromkeys(module for name in names for module in owners[name])))
         for index, (layer, names) in enumerate(members.items())
@@ -54,6 +56,26 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
     return owners
 
 
+def _homes(model: nn.Module, wanted: set[str]) -> dict[str, str]:
+    """Map each module's name to the name of the module whose layer its parameters belong to.
+
+    The step of a norm's scale and shift costs a call of the optimizer and moves a few bytes. Its gradient is complete
+    just before that of the module before it, so waiting for that one costs no staleness to speak of.
+    """
+    home: dict[str, str] = {}
+    before = None
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(prefix=name, recurse=False))
+        if not own:
+            continue
+        if all(value.dim() <= 1 for value in own.values()):
+            home[name] = name if before is None else before
+        else:
+            home[name] = name
+            before = None if wanted.isdisjoint(own) else name
+    return home
+
+
 def _prefixes(by: str | Sequence[str], wanted: set[str]) -> tuple[str, ...]:
     if by in ("module", "parameter"):
         return ()
@@ -68,11 +90,14 @@ def _prefixes(by: str | Sequence[str], wanted: set[str]) -> tuple[str, ...]:
     return tuple(by)
 
 
-def _layer_name(parameter: str, by: str | Sequence[str], prefixes: tuple[str, ...]) -> str:
+def _layer_name(parameter: str, by: str | Sequence[str], prefixes: tuple[str, ...], home: dict[str, str]) -> str:
     if by == "parameter":
         return parameter
     covering = [prefix for prefix in prefixes if _below(parameter, prefix)]
-    return max(covering, key=len) if covering else parameter.rpartition(".")[0]
+    if covering:
+        return max(covering, key=len)
+    module = parameter.rpartition(".")[0]
+    return module if any(_below(home[module], prefix) for prefix in prefixes) else home[module]
 
 
 def _below(parameter: str, prefix: str) -> bool:

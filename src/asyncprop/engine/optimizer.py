@@ -67,9 +67,18 @@ class OptimizerView:
         self._checks_left = 2  # an optimizer that writes its groups does so at its first or second step
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Step every leaf that has a gradient, in place, with whatever hyper-parameters hold now."""
+    def step(self, others: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """Step every leaf that has a gradient, in place, with whatever hyper-parameters hold now.
+
+        Args:
+            others: hyper-parameters to use instead, for each param group that the leaves are in.
+
+        Returns:
+            What was used.
+        """
         given = [dict(self._optimizer.param_groups[index]) for index, _ in self._groups]
+        for group, other in zip(given, others or (), strict=False):
+            group.update(other)
         for own, group, (_, leaves) in zip(self._view.param_groups, given, self._groups, strict=True):
             own.update(group)
             own["params"] = leaves
@@ -79,6 +88,7 @@ class OptimizerView:
         if self._whole or self._checks_left:
             self._checks_left -= 1
             self._write_back(given)
+        return given
 
     def _write_back(self, given: list[dict[str, Any]]) -> None:
         """Hand on what the optimizer wrote into its groups: what differs from what they were `given` for this step.

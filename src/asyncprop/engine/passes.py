@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.devices import Device, Mark, tensors_in
 from asyncprop.engine.feed import Work
 from asyncprop.engine.lane import Lane
@@ -24,21 +24,24 @@ OnNonFinite = Literal["raise", "skip"]
 
 @dataclass(eq=False, slots=True)
 class Pending:
-    """What a forward pass hands over: the lane with its graph, the losses, and when it was made."""
+    """What a forward pass hands over: the lane with its graph, the losses, and when it was made.
+
+    `begun_s` is when it began, by the clock of the threads; `forward` are marks of the device.
+    """
 
     work: Work
     lane: Lane
     losses: list[Tensor]
     forward: tuple[Mark, Mark]
     queue_depth: int = 0
-    handed_over: Mark = field(default=None)
+    begun_s: float = 0.0
 
 
 class Gate:
     """Lets backward passes through, many at a time, until it is shut; shutting waits until none is inside."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._changed = clock.condition()
         self._inside = 0
         self._shut = False
         self._stopped = False
@@ -89,9 +92,10 @@ class Passes:
         on_nonfinite: OnNonFinite,
         notes_reads: bool,
         check_graph: Callable[[Sequence[Tensor]], None],
+        clock: Clock = SYSTEM,
     ) -> None:
         self.device = device
-        self.gate = Gate()
+        self.gate = Gate(clock)
         self._loss_fn = loss_fn
         self._accumulate = accumulate
         self._skip_nonfinite = on_nonfinite == "skip"

@@ -7,9 +7,9 @@ thread for every hand-over costs more than a small layer does.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.engine.channel import Closed
 from asyncprop.engine.passes import Pending
 
@@ -20,13 +20,14 @@ class Roles:
     Args:
         forward, backward: passes of each kind at once.
         lanes: passes in flight at once, running or waiting.
+        clock: of the threads.
     """
 
-    def __init__(self, forward: int, backward: int, lanes: int) -> None:
+    def __init__(self, forward: int, backward: int, lanes: int, clock: Clock = SYSTEM) -> None:
         self._forward_free, self._backward_free, self._lanes_free = forward, backward, lanes
         self._waiting: deque[Pending] = deque()
         self._is_open = True
-        self._changed = threading.Condition()
+        self._changed = clock.condition()
 
     @property
     def depth(self) -> int:

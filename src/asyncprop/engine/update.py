@@ -4,10 +4,10 @@ all of them when the backward pass ends (paper, Sec. 3.2 and 3.4).
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +21,9 @@ from asyncprop.engine.lane import Lane
 from asyncprop.engine.layers import Layer
 from asyncprop.engine.optimizer import OptimizerView, States
 from asyncprop.engine.partition import Partition
-from asyncprop.engine.turn import Turn
+from asyncprop.engine.turn import NOTHING, Given, Turn
 from asyncprop.engine.versions import Versions
+from asyncprop.recorder import Recorder
 
 Write = Literal["lock-free", "locked"]
 State = Literal["shared", "private"]
@@ -113,6 +114,7 @@ class Unit:
         self.lock = threading.Lock()
         self.stateless = {name for layer in layers for name in layer.parameters}
         self.mean_squares = mean_squares
+        self._noted = ""
 
     def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
         """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
@@ -126,6 +128,18 @@ class Unit:
             with self.lock:
                 self.mean_squares.setdefault(name, torch.zeros_like(like))
         return self.mean_squares[name]
+
+    def note_if_new(self, given: Given) -> str:
+        """Return the hyper-parameters of a step as text, or nothing if they are those of the step before."""
+        note = json.dumps([{k: v for k, v in group.items() if _is_plain(v)} for group in given])
+        if note == self._noted:
+            return ""
+        self._noted = note
+        return note
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def units_of(
@@ -177,6 +191,7 @@ class Stepper:
         versions: Versions | None,
         exchange: Exchange | None,
         turn: Turn | None,
+        recorder: Recorder | None,
         stopping: threading.Event,
     ) -> None:
         self.lane = lane
@@ -191,9 +206,10 @@ class Stepper:
         self._batch = 0
         self._stepping = False
         self._versions = versions
-        self._turn = turn
+        self._turn, self._recorder = turn, recorder
         self._stopping = stopping
-        self._handles = [
+        self._handles = self._announce() if turn or recorder else []
+        self._handles += [
             leaf.register_post_accumulate_grad_hook(self._arrival_in(unit))  # type: ignore[no-untyped-call]
             for unit in self.units
             for leaf in unit.leaves
@@ -229,6 +245,34 @@ class Stepper:
         self._handles.clear()
         self.units.clear()
 
+    def _announce(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Let each layer's whole gradient be told to the turn and the recorder, before it is stepped."""
+        return [
+            self.lane.leaves[name].register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+            for layer in self.lane.layers
+            for arrived in [self._ready_after(layer)]
+            for name in layer.parameters
+        ]
+
+    def _ready_after(self, layer: Layer):  # type: ignore[no-untyped-def]  # torch types the hook's argument itself
+        missing, of = 0, -1
+
+        def arrived(leaf: torch.Tensor) -> None:
+            nonlocal missing, of
+            if not self._stepping:
+                return
+            if of != self._batch:  # what a pass without all gradients has left is forgotten
+                missing, of = len(layer.parameters), self._batch
+            missing -= 1
+            if missing:
+                return
+            with self._turn.at(self._batch, "ready", layer.index) if self._turn else NOTHING:
+                if self._recorder:
+                    now = self._recorder.now()
+                    self._recorder.add("ready", now, now, self.lane.index, self._batch, layer.index)
+
+        return arrived
+
     def _arrival_in(self, unit: LaneUnit):  # type: ignore[no-untyped-def]  # torch types the hook's argument itself
         def arrived(leaf: torch.Tensor) -> None:
             if self._stopping.is_set():
@@ -243,12 +287,17 @@ class Stepper:
         with_gradient = [name for name, leaf in zip(unit.names, unit.leaves, strict=True) if leaf.grad is not None]
         if not with_gradient:
             return
-        with self._turn.at(self._batch, "write", unit.unit.layers[0].index) if self._turn else nullcontext():
+        layer = unit.unit.layers[0].index
+        with self._turn.at(self._batch, "write", layer) if self._turn else NOTHING:
+            start = self._recorder.now() if self._recorder else 0.0
             if unit.unit.update.compensate:
                 self._compensate(unit, unit.unit.update.compensate)
             if unit.unit.update.max_norm is not None:
                 self._clip(unit)
-            self._write(unit, with_gradient)
+            given = self._write(unit, with_gradient, self._turn.given(self._batch, layer) if self._turn else None)
+            if self._recorder:
+                note = unit.unit.note_if_new(given)
+                self._recorder.add("write", start, self._recorder.now(), self.lane.index, self._batch, layer, note)
         for leaf in unit.leaves:
             leaf.grad = None
 
@@ -265,7 +314,7 @@ class Stepper:
             names = ", ".join(layer.name for layer in unit.unit.layers)
             raise NonFiniteError(f"the gradient norm of layer {names} is {float(norm)} in batch {self._batch}")
 
-    def _write(self, unit: LaneUnit, names: Sequence[str]) -> None:
+    def _write(self, unit: LaneUnit, names: Sequence[str], others: Given | None) -> Given:
         """Write the parameters; the one place where passes meet in shared memory.
 
         Guarantees: a parameter's optimizer state is made by one thread alone; with `write="locked"` so is every
@@ -275,14 +324,15 @@ class Stepper:
         """
         if unit.unit.must_lock(names):
             with unit.unit.lock:
-                unit.view.step()
+                given = unit.view.step(others)
                 unit.unit.stateless.difference_update(names)
         else:
-            unit.view.step()
+            given = unit.view.step(others)
         written = set(names)
         for layer in unit.unit.layers:
             if not written.isdisjoint(layer.parameters):
                 self._note(layer.index)
+        return given
 
     def _note(self, layer: int) -> None:
         if self._versions:

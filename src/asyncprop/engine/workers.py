@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
+from asyncprop.clock import Clock
 from asyncprop.delay import Delays
 from asyncprop.devices import available_cores
-from asyncprop.engine.channel import Channel, Closed
+from asyncprop.engine.channel import Closed
 from asyncprop.engine.feed import Feed, Work
 from asyncprop.engine.lane import Lane
+from asyncprop.engine.lanes import Lanes
 from asyncprop.engine.passes import Passes, Pending
 from asyncprop.engine.roles import Roles
-from asyncprop.engine.update import Stepper, Stopping
-from asyncprop.trace import ThreadTime
+from asyncprop.engine.turn import NOTHING, Turn
+from asyncprop.engine.update import Stopping
+from asyncprop.recorder import Recorder
+from asyncprop.trace import Kind, ThreadTime
 
 GRACE_S = 0.8
 """How long a failed engine waits for its threads before it re-raises: one inside the user's code can't be ended."""
@@ -96,22 +100,23 @@ def intraop_threads(workers: Workers, lanes: int, *, lockstep: bool) -> int:
     return max(1, available_cores() // min(lanes, threads))
 
 
-class Clock:
+class Watch:
     """Time that one thread has spent on passes; the rest of its life it waited."""
 
-    def __init__(self, name: str, index: int) -> None:
+    def __init__(self, name: str, index: int, clock: Clock) -> None:
         self.name, self.index = name, index
         self.worked_s = 0.0
-        self._born = time.perf_counter()
+        self._clock = clock
+        self._born = clock.now()
         self._life_s: float | None = None
 
     def stop(self) -> None:
         """End the thread's life."""
-        self._life_s = time.perf_counter() - self._born
+        self._life_s = self._clock.now() - self._born
 
     def read(self) -> ThreadTime:
         """Return the time so far."""
-        life = self._life_s if self._life_s is not None else time.perf_counter() - self._born
+        life = self._life_s if self._life_s is not None else self._clock.now() - self._born
         return ThreadTime(self.name, self.worked_s, max(0.0, life - self.worked_s))
 
 
@@ -122,9 +127,11 @@ class Crew:
         workers: how many of which kind.
         feed: where batches come from and Steps go to.
         passes: how a pass is run.
-        free: the lanes that carry no pass.
-        steppers: one per lane, by its index; emptied and filled only while nothing is in flight.
+        lanes: what passes run in.
         delays: who is slowed, and by how much.
+        clock: of the threads.
+        turn: who is asked before passes begin, change threads and end.
+        recorder: of passes.
         intraop: threads that one operation may use.
         lockstep: whether there are no threads at all: then the caller's own runs each batch, by `train_inline`.
         on_finish: called after each batch that is finished, by the thread that finished it.
@@ -136,28 +143,31 @@ class Crew:
         workers: Workers,
         feed: Feed,
         passes: Passes,
-        free: Channel[Lane],
-        steppers: list[Stepper],
+        lanes: Lanes,
         delays: Delays,
+        clock: Clock,
+        turn: Turn | None,
+        recorder: Recorder | None,
         intraop: int,
         lockstep: bool,
         on_finish: Callable[[], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
-        self._feed, self._passes, self._free, self._steppers = feed, passes, free, steppers
+        self._feed, self._passes, self._lanes = feed, passes, lanes
+        self._clock, self._turn, self._recorder = clock, turn, recorder
         self._intraop, self._delays = intraop, delays
         self._on_finish, self._on_error = on_finish, on_error
-        self.clocks: list[Clock] = []
+        self.watches: list[Watch] = []
         self._threads: list[threading.Thread] = []
         self.inline = lockstep
         self._roles: Roles | None = None
         self._shares_lanes = lockstep or not isinstance(workers, Coupled)
         if lockstep:
-            self.clocks.append(Clock("caller", 0))
+            self.watches.append(Watch("caller", 0, clock))
         elif isinstance(workers, Coupled):
             self._add("worker", workers.workers, self._coupled)
         else:
-            self._roles = Roles(workers.forward, workers.backward, free.capacity)
+            self._roles = Roles(workers.forward, workers.backward, lanes.count, clock)
             self._add("thread", workers.forward + workers.backward, self._decoupled)
 
     def start(self) -> None:
@@ -174,9 +184,9 @@ class Crew:
         try:
             if (work := self._feed.take_now()) is None:
                 return
-            lane, clock = self._free.get(), self.clocks[0]
+            lane, watch = self._lanes.free.get(), self.watches[0]
             with self._passes.device.thread(self._intraop):
-                self._finish(self._start(work, lane, clock), clock)
+                self._finish(self._start(work, lane, watch), watch)
         except BaseException as error:
             self._on_error(error)
 
@@ -192,26 +202,24 @@ class Crew:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def _add(self, role: str, count: int, loop: Callable[[Clock], None]) -> None:
+    def _add(self, role: str, count: int, loop: Callable[[Watch], None]) -> None:
         for index in range(count):
-            clock = Clock(f"{role}-{index}", index)
-            self.clocks.append(clock)
-            self._threads.append(
-                threading.Thread(target=self._run, args=(loop, clock), name=f"asyncprop-{clock.name}", daemon=True)
-            )
+            watch = Watch(f"{role}-{index}", index, self._clock)
+            self.watches.append(watch)
+            self._threads.append(self._clock.thread(self._run, (loop, watch), f"asyncprop-{watch.name}"))
 
-    def _run(self, loop: Callable[[Clock], None], clock: Clock) -> None:
+    def _run(self, loop: Callable[[Watch], None], watch: Watch) -> None:
         try:
             with self._passes.device.thread(self._intraop):
-                loop(clock)
+                loop(watch)
         except (Closed, Stopping):
             pass
         except BaseException as error:
             self._on_error(error)
         finally:
-            clock.stop()
+            watch.stop()
 
-    def _decoupled(self, clock: Clock) -> None:
+    def _decoupled(self, watch: Watch) -> None:
         roles = self._roles
         assert roles
         while True:
@@ -222,43 +230,70 @@ class Crew:
                 except Closed:
                     roles.close()
                     raise
-                pending = self._start(work, self._free.get(), clock)
+                pending = self._start(work, self._lanes.free.get(), watch)
                 pending.queue_depth = roles.depth
                 del work
-                if not roles.forward_done(pending):
+                with self._turn.at(pending.work.index, "handover", -1) if self._turn else NOTHING:
+                    self._record("forward", pending)
+                    goes_on = roles.forward_done(pending)
+                if not goes_on:
                     del pending  # the graph belongs to the thread that takes it on
                     continue
-            self._finish(pending, clock)
+            self._finish(pending, watch)
             del pending
             roles.backward_done()
 
-    def _coupled(self, clock: Clock) -> None:
+    def _coupled(self, watch: Watch) -> None:
         while True:
             work = self._feed.take()
-            lane = self._steppers[clock.index].lane  # its own: private state and blocks belong to a worker
-            self._finish(self._start(work, lane, clock), clock)
-            del lane, work
+            lane = self._lanes.lanes[watch.index]  # its own: private state and blocks belong to a worker
+            pending = self._start(work, lane, watch)
+            with self._turn.at(work.index, "handover", -1) if self._turn else NOTHING:
+                self._record("forward", pending)
+            self._finish(pending, watch)
+            del lane, work, pending
 
-    def _start(self, work: Work, lane: Lane, clock: Clock) -> Pending:
+    def _start(self, work: Work, lane: Lane, watch: Watch) -> Pending:
         if self._delays:
             self._delays.before_pass()
-        start, cpu = time.perf_counter(), time.thread_time()
+        clock = self._clock
+        if self._turn:
+            with self._turn.at(work.index, "forward", -1):
+                lane = self._lane_for(work, lane, self._turn)
+        start, worked = clock.now(), clock.worked()
         pending = self._passes.forward(lane, work)
-        clock.worked_s += time.perf_counter() - start
+        pending.begun_s = start
+        watch.worked_s += clock.now() - start
         if self._delays:
-            self._delays.after_forward(clock.index, work.index, time.thread_time() - cpu)
+            self._delays.after_forward(watch.index, work.index, clock.worked() - worked)
         return pending
 
-    def _finish(self, pending: Pending, clock: Clock) -> None:
+    def _lane_for(self, work: Work, free: Lane, turn: Turn) -> Lane:
+        """Let the turn choose another lane than the one that is free."""
+        lane = self._lanes.lanes[turn.lane(work.index, free.index)]
+        if self._shares_lanes and lane is not free:
+            self._lanes.free.swap(free, lane)
+        return lane
+
+    def _record(self, kind: Kind, pending: Pending, start: float | None = None) -> None:
+        if recorder := self._recorder:
+            start = pending.begun_s if start is None else start
+            recorder.add(kind, start, recorder.now(), pending.lane.index, pending.work.index)
+
+    def _finish(self, pending: Pending, watch: Watch) -> None:
         if self._delays:
             self._delays.before_pass()
-        start, cpu = time.perf_counter(), time.thread_time()
-        step = self._passes.backward(pending, self._steppers[pending.lane.index])
-        clock.worked_s += time.perf_counter() - start
+        clock, batch = self._clock, pending.work.index
+        with self._turn.at(batch, "backward", -1) if self._turn else NOTHING:
+            start, worked = clock.now(), clock.worked()
+        step = self._passes.backward(pending, self._lanes.steppers[pending.lane.index])
+        watch.worked_s += clock.now() - start
         if self._delays:
-            self._delays.after_backward(clock.index, time.thread_time() - cpu)
+            self._delays.after_backward(watch.index, clock.worked() - worked)
         pending.losses.clear()  # frees the graph before the lane carries another
-        if self._shares_lanes:
-            self._free.put(pending.lane)
+        with self._turn.at(batch, "done", -1) if self._turn else NOTHING:
+            self._record("backward", pending, start)
+            if self._shares_lanes:
+                self._lanes.free.put(pending.lane)
         self._on_finish()
         self._feed.finish(pending.work, step)

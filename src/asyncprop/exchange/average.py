@@ -80,6 +80,10 @@ class Averaging(Exchange):
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._settling or self._closed)
 
+    def statistics(self) -> dict[str, float]:
+        """Return the rounds that have been made."""
+        return {"rounds": self.rounds}
+
     def close(self) -> None:
         """End the thread; one that waits for a rank that has died is left to end with the process."""
         self._end()

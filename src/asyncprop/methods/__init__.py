@@ -3,7 +3,7 @@
 workers     who computes: one loop, coupled workers, or forward and backward threads
 update      when gradients land, and whose the optimizer's state is
 partition   which layers a worker writes
-exchange    how ranks meet: gradients all-reduced in step, parameters averaged beside the workers, or not at all
+exchange    how ranks meet: gradients all-reduced in step, parameters averaged or gossiped beside the workers, or never
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from asyncprop.engine import BlockUpdate, Compensation, Coupled, Decoupled, Laye
 from asyncprop.engine.update import Update
 
 Cut = Literal["own block", "all, own block in turn"]
-Meeting = Literal["gradients in step", "parameters in step", "averaging"]
+Meeting = Literal["gradients in step", "parameters in step", "averaging", "gossip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,15 @@ _ROWS = (
     Method("dc-asgd", Coupled(2), COMPENSATED, None, None, "Hogwild! with compensated gradients"),
     Method("async-bu", Decoupled(), BlockUpdate(), None, None, "forward and backward threads, stepped per pass"),
     Method("async-lu", Decoupled(), LayerUpdate(), None, None, "forward and backward threads, stepped per layer"),
+    Method("layup", Decoupled(), LayerUpdate(), None, "gossip", "async-lu, each layer gossiped as it is updated"),
 )  # fmt: skip
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+
+
+def meeting_of(name: str, asked: Literal["averaging", "gossip"] | None) -> Meeting | None:
+    """Return how the ranks of a method meet, if there are several: as `asked`, or as its row has it."""
+    method = get_method(name)
+    return asked or method.exchange or ("averaging" if method.workers else None)
 
 
 def get_method(name: str) -> Method:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from asyncprop.delay import Delays
 from asyncprop.engine.passes import LossFn
 from asyncprop.methods.sgd import SequentialLoop
+from asyncprop.recorder import Recorder
 
 CommHook = Literal["none", "fp16", "bf16", "powersgd"]
 
@@ -19,16 +20,23 @@ class DdpLoop(SequentialLoop):
     """The plain loop over DistributedDataParallel: gradients are all-reduced in each backward pass.
 
     Args:
-        model, optimizer, loss_fn, delays: as for the plain loop.
+        model, optimizer, loss_fn, delays, trace: as for the plain loop.
         comm_hook: torch's compression of gradients: none, to float16, to bfloat16 (CUDA only), or to low rank
             (PowerSGD).
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, *, delays: Delays, comm_hook: CommHook = "none"
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        *,
+        delays: Delays,
+        trace: Recorder | None = None,
+        comm_hook: CommHook = "none",
     ) -> None:
         wrapped = DistributedDataParallel(model)
-        super().__init__(wrapped, optimizer, loss_fn, delays=delays)
+        super().__init__(wrapped, optimizer, loss_fn, delays=delays, trace=trace)
         if comm_hook in ("fp16", "bf16"):
             from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
@@ -54,7 +62,7 @@ class PostLocalSgdLoop(SequentialLoop):
     """torch's post-local SGD: gradients all-reduced at first, then local steps with parameters averaged periodically.
 
     Args:
-        model, optimizer, loss_fn, delays: as for the plain loop.
+        model, optimizer, loss_fn, delays, trace: as for the plain loop.
         period: local steps between two averages.
         warm_up_batches: steps with all-reduced gradients at first.
     """
@@ -66,6 +74,7 @@ class PostLocalSgdLoop(SequentialLoop):
         loss_fn: LossFn,
         *,
         delays: Delays,
+        trace: Recorder | None = None,
         period: int,
         warm_up_batches: int,
     ) -> None:
@@ -76,7 +85,7 @@ class PostLocalSgdLoop(SequentialLoop):
         alone, _ = distributed.new_subgroups(group_size=1)  # type: ignore[no-untyped-call]
         state = hooks.PostLocalSGDState(None, alone, warm_up_batches, False)  # type: ignore[no-untyped-call]
         wrapped.register_comm_hook(state, hooks.post_localSGD_hook)
-        super().__init__(wrapped, optimizer, loss_fn, delays=delays)
+        super().__init__(wrapped, optimizer, loss_fn, delays=delays, trace=trace)
         self._averager = PeriodicModelAverager(period=period, warmup_steps=warm_up_batches)
 
     def settle(self) -> None:

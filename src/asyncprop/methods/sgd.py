@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, cast
@@ -11,9 +10,11 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.delay import Delays
 from asyncprop.engine import NonFiniteError
 from asyncprop.engine.passes import LossFn, batch_size
+from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step, ThreadTime
 
 
@@ -23,18 +24,30 @@ class SequentialLoop:
     Args:
         model, optimizer, loss_fn: as for `asyncprop.Engine`.
         delays: by which it is slowed.
+        trace: notes each pass.
+        clock: of the caller's thread.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, *, delays: Delays | None = None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        *,
+        delays: Delays | None = None,
+        trace: Recorder | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
         self._delays = delays or Delays((), 0)
+        self._recorder, self._clock = trace, clock
         self._batches = self._samples = 0
         self._worked_s = 0.0
-        self._born = time.perf_counter()
+        self._born = self._clock.now()
 
     def __enter__(self) -> Self:
+        if self._recorder:
+            self._recorder.open(self.statistics().layers, self._clock.now)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -58,7 +71,7 @@ class SequentialLoop:
     def statistics(self) -> Statistics:
         """Return counts and times; every layer's version is the number of batches, and nothing is stale."""
         layers = tuple(name for name, module in self._model.named_modules() if list(module.parameters(recurse=False)))
-        life = time.perf_counter() - self._born
+        life = self._clock.now() - self._born
         return Statistics(
             batches=self._batches,
             samples=self._samples,
@@ -74,20 +87,23 @@ class SequentialLoop:
         )
 
     def _train_on(self, batch: Any) -> Step:
-        start = time.perf_counter()
+        start = self._clock.now()
         self._optimizer.zero_grad()
         result = self._loss_fn(self._model, batch)
         losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
-        between = time.perf_counter()
+        between = self._clock.now()
         self._delays.after_forward(0, self._batches, between - start)
-        waited = time.perf_counter() - between
+        waited = self._clock.now() - between
         value = sum(loss.item() for loss in losses)
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss of batch {self._batches} is {value}: lower the learning rate")
         for loss in losses:
             loss.backward(retain_graph=loss is not losses[-1])
         self._step()
-        end = time.perf_counter()
+        end = self._clock.now()
+        if self._recorder:
+            self._recorder.add("forward", start, between, 0, self._batches)
+            self._recorder.add("backward", between + waited, end, 0, self._batches)
         step = Step(
             index=self._batches,
             loss=value,

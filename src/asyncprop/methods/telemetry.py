@@ -1,4 +1,4 @@
-"""Telemetry: what a trainer noted between two instants, and what all ranks did: part of an epoch's line."""
+"""Telemetry: what a trainer noted between two instants, and all ranks together, as a line of a run's file."""
 
 from __future__ import annotations
 

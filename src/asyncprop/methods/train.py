@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,17 @@ from torch.optim import Optimizer
 
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.config import TrainConfig
+from asyncprop.engine import Turn
 from asyncprop.exchange import World
 from asyncprop.methods import get_method, telemetry
 from asyncprop.methods.shares import Claims, Rounds, Share
 from asyncprop.methods.telemetry import Telemetry
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
+from asyncprop.recorder import Recorder
+from asyncprop.replay import Ordered, Replay
 from asyncprop.runs import Run
 from asyncprop.tasks import Batch, Batches, Split, Task, get_task
-from asyncprop.trace import Step
+from asyncprop.trace import Step, Trace
 
 
 class Observer(Protocol):
@@ -57,13 +60,21 @@ class Session:
         config: what is trained, and how.
         checkpoint: folder of a checkpoint to go on from; None starts anew.
         world: the ranks that train together; this process alone by default.
+        replay: the trace of a run with this configuration, that is to be trained again; None trains anew.
 
     Raises:
         ValueError: if the configuration does not fit the task or the method, or the checkpoint not the model.
     """
 
-    def __init__(self, config: TrainConfig, checkpoint: Path | None = None, world: World | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoint: Path | None = None,
+        world: World | None = None,
+        replay: Trace | None = None,
+    ) -> None:
         self.config = config
+        self._replay = replay
         self.world = world or World()
         self.task: Task = get_task(config.task)
         get_method(config.method)
@@ -87,7 +98,8 @@ class Session:
         trainer_state: dict[str, Any] = {}
         if checkpoint:
             self.position, trainer_state = load_checkpoint(checkpoint, self.model, self.optimizer, rank=self.world.rank)
-        self.trainer = self._open_trainer(self.model, self.optimizer)
+        self.recorder = Recorder(rank=self.world.rank) if config.trace or config.turn == "ordered" else None
+        self.trainer = self._open_trainer(self.model, self.optimizer, self._turn(), self.recorder)
         self.trainer.load_state_dict(trainer_state)
         self._shares_opened = 0
         self._name = self.world.gather(uuid.uuid4().hex)[0]
@@ -103,7 +115,7 @@ class Session:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             model = copy.deepcopy(self.model)
             optimizer = self.task.optimizer(model, lr=config.lr)
-            trainer = self._open_trainer(model, optimizer)
+            trainer = self._open_trainer(model, optimizer, "lockstep" if config.turn == "lockstep" else "free", None)
             with trainer:
                 for _ in trainer.run(batches):
                     pass
@@ -116,7 +128,14 @@ class Session:
         if not state["blocks"]:
             self.trainer.load_state_dict({**state, "blocks": blocks})
 
-    def _open_trainer(self, model: nn.Module, optimizer: Optimizer) -> Trainer:
+    def _turn(self) -> Literal["free", "lockstep"] | Turn:
+        if self._replay:
+            return Replay(self._replay)
+        return Ordered() if self.config.turn == "ordered" else self.config.turn
+
+    def _open_trainer(
+        self, model: nn.Module, optimizer: Optimizer, turn: Literal["free", "lockstep"] | Turn, trace: Recorder | None
+    ) -> Trainer:
         config = self.config
         return open_trainer(
             config,
@@ -125,7 +144,8 @@ class Session:
             optimizer,
             self.loss,
             extent=Extent(self.batches_per_epoch, self.epochs, self.world.size),
-            lockstep=config.turn == "lockstep",
+            turn=turn,
+            trace=trace,
             seed=config.seed,
         )
 
@@ -211,6 +231,8 @@ def train(
             )
             _close_epoch(session, run, observer, telemetry.merge(session.world.gather(noted)))
     result = _result(session)
+    if run and session.recorder:
+        session.recorder.trace().save(run.trace)
     if run:
         run.finish(result)
     return result
@@ -255,6 +277,8 @@ def _train_segment(
             "lr": lr,
             "train_s": round(position.train_s, 6),
         }
+        if session.recorder:
+            row["batch"] = step.index  # as its events have it
         if session.world.size > 1:
             meeting.rows.append(row)
         elif run:

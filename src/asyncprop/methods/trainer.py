@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.config import Options
 from asyncprop.delay import Delay, Delays, current_rank, parse_delays
-from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Partition
+from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Exchange, Partition, Turn
 from asyncprop.engine.partition import Blocks
 from asyncprop.engine.passes import LossFn
 from asyncprop.engine.update import Update
-from asyncprop.exchange import Averaging
-from asyncprop.methods import Method, get_method
+from asyncprop.exchange import Averaging, LayerGossip, Members
+from asyncprop.methods import Method, get_method, meeting_of
 from asyncprop.methods.ddp import DdpLoop, PostLocalSgdLoop
 from asyncprop.methods.sgd import SequentialLoop
+from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
+
+TIMEOUT_S = 10.0
+"""Of silence, after which gossip goes on without a rank."""
 
 
 class Trainer(Protocol):
@@ -70,8 +74,11 @@ def open_trainer(
     loss_fn: LossFn,
     *,
     extent: Extent,
-    lockstep: bool = False,
+    turn: Literal["free", "lockstep"] | Turn = "free",
+    trace: Recorder | None = None,
     seed: int = 0,
+    members: Members | None = None,
+    alone: bool = False,
 ) -> Trainer:
     """Make the trainer of a method.
 
@@ -80,18 +87,22 @@ def open_trainer(
         method: a name in METHODS.
         model, optimizer, loss_fn: as for `asyncprop.Engine`.
         extent: how long the run is.
-        lockstep: one batch at a time, equal to the plain loop bit for bit; one loop always is.
-        seed: of delays that are drawn.
+        turn: who may go next; of one loop, whatever it is, nobody else.
+        trace: notes what each thread does.
+        seed: of what is drawn: delays, and to whom gossip goes.
+        members: for gossip: who else is there; None for the ranks of torch.distributed's default group.
+        alone: not to gossip, as in a warm-up; to average all the same, which needs no more than being called by all.
 
     Raises:
         ValueError: if the method is unknown, or an option does not fit it.
     """
     row = get_method(method)
-    _refuse(options, row, extent.ranks)
+    meeting = meeting_of(method, options.exchange)
+    _refuse(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
     if row.workers is None or row.update is None:
-        return _open_loop(options, row, model, optimizer, loss_fn, extent, delays)
+        return _open_loop(options, row, model, optimizer, loss_fn, extent, delays, trace)
     return Engine(
         model,
         optimizer,
@@ -99,9 +110,10 @@ def open_trainer(
         workers=_workers(options, row.workers),
         update=_update(options, row.update),
         partition=_partition(options, row, extent) if row.partition else None,
-        exchange=_exchange(options, extent) if extent.ranks > 1 else None,
+        exchange=_exchange(options, extent, meeting, seed, members, alone=alone) if extent.ranks > 1 else None,
         delays=delays,
-        turn="lockstep" if lockstep else "free",
+        turn=turn,
+        trace=trace,
     )
 
 
@@ -113,14 +125,15 @@ def _open_loop(
     loss_fn: LossFn,
     extent: Extent,
     delays: tuple[Delay, ...],
+    trace: Recorder | None,
 ) -> Trainer:
     waits = Delays(delays, current_rank())
     if extent.ranks == 1:
-        return SequentialLoop(model, optimizer, loss_fn, delays=waits)
+        return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
     if row.exchange == "gradients in step":
-        return DdpLoop(model, optimizer, loss_fn, delays=waits, comm_hook=options.comm_hook or "none")
+        return DdpLoop(model, optimizer, loss_fn, delays=waits, trace=trace, comm_hook=options.comm_hook or "none")
     return PostLocalSgdLoop(
-        model, optimizer, loss_fn, delays=waits, period=options.period or 8,
+        model, optimizer, loss_fn, delays=waits, trace=trace, period=options.period or 8,
         warm_up_batches=extent.batches(options.prepass_epochs or 0),
     )  # fmt: skip
 
@@ -148,15 +161,25 @@ def _partition(options: Options, row: Method, extent: Extent) -> Partition:
     )
 
 
-def _exchange(options: Options, extent: Extent) -> Averaging:
-    """Average as often as can be in the first half of the run, then every `period` batches, as published."""
-    return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
+def _exchange(
+    options: Options, extent: Extent, meeting: str | None, seed: int, members: Members | None, *, alone: bool
+) -> Exchange | None:
+    """Gossip, or average as often as can be in the first half of the run, then every `period` batches, as published."""
+    if meeting != "gossip":
+        return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
+    if alone:
+        return None
+    names = ("topology", "period", "probability", "bucket_bytes", "wire")
+    given: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return LayerGossip(**given, timeout_s=options.timeout or TIMEOUT_S, seed=seed, members=members)
 
 
-def _refuse(options: Options, row: Method, ranks: int) -> None:
+def _refuse(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
     """Refuse options that the method would not look at."""
     in_step = row.exchange in ("gradients in step", "parameters in step")
     decoupled = isinstance(row.workers, Decoupled)
+    meets = row.workers is not None and (ranks > 1 or row.exchange is not None)
+    gossips = meets and meeting == "gossip"
     fitting = {
         "forward_threads": decoupled,
         "backward_threads": decoupled,
@@ -164,7 +187,9 @@ def _refuse(options: Options, row: Method, ranks: int) -> None:
         "workers": isinstance(row.workers, Coupled),
         "compensation": row.workers is not None,
         "prepass_epochs": row.partition is not None or row.exchange == "parameters in step",
-        "period": row.exchange in ("averaging", "parameters in step") or (row.workers is not None and ranks > 1),
+        "exchange": row.workers is not None and ranks > 1,
+        "period": row.exchange == "parameters in step" or meets,
+        **dict.fromkeys(("topology", "probability", "bucket_bytes", "wire", "timeout"), gossips),
         "comm_hook": row.exchange == "gradients in step",
     }
     for name, fits in fitting.items():

@@ -1,0 +1,124 @@
+"""Agreement: the members settle on one weighted mean of their models, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroupGloo, ReduceOp, Store  # type: ignore[attr-defined]
+
+from asyncprop.engine.layers import Layer
+from asyncprop.exchange.members import Members
+from asyncprop.exchange.weights import share
+
+
+class Agreement:
+    """Makes means over whoever is there. What it returns is on the CPU, and equal to the bit on all members.
+
+    Args:
+        members: who they are; all call `mean` in the same turn.
+        store: to make process groups in.
+    """
+
+    def __init__(self, members: Members, store: Store) -> None:
+        self._members, self._store = members, store
+        self._group: Any = None
+        self._among: tuple[int, ...] = ()
+        self._groups = 0
+
+    def forget(self) -> None:
+        """Make a new process group next time: this rank has missed what the others did with the old one."""
+        self._group, self._among = None, ()
+
+    def mean(
+        self,
+        layers: Sequence[Layer],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        weights: Callable[[], list[float]],
+    ) -> dict[str, Tensor]:
+        """Return the weighted mean of every parameter, and of buffers the plain mean, or the largest of counts.
+
+        Nothing is written: if a member dies at it, the others begin again without that member, from the same values.
+
+        Args:
+            layers: what has a weight of its own.
+            parameters: by name; those of no layer are left out.
+            buffers: by name. Those of members without any weight do not count.
+            weights: this rank's, by layer.
+        """
+        while True:
+            given = self._members.gather(weights())
+            among = self._members.among
+            try:
+                means = self._all_reduce(layers, parameters, buffers, [given[member] for member in among])
+            except RuntimeError:  # a member has died, or hangs: gloo raises on all that are left, sooner or later
+                means = None
+            votes = self._members.gather(means is not None)
+            if means is not None and all(votes.values()) and self._members.among == among:
+                return means
+            self.forget()
+
+    def _all_reduce(
+        self,
+        layers: Sequence[Layer],
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        weights: list[list[float]],
+    ) -> dict[str, Tensor]:
+        group = self._group_of_all()
+        me = self._among.index(self._members.rank)
+        mine = {
+            name: (parameters[name], share(weights, layer.index, me)) for layer in layers for name in layer.parameters
+        }
+        counting = [any(weight > 0 for weight in theirs) for theirs in weights]
+        counts = counting[me] or not any(counting)
+        each = float(counts) / (sum(counting) or len(counting))
+        mine |= {name: (buffer, each) for name, buffer in buffers.items() if buffer.is_floating_point()}
+        means: dict[str, Tensor] = {}
+        for names in _by_type(mine):
+            flat = torch.cat([_weighted(*mine[name]).reshape(-1) for name in names])
+            _sum(group, flat)
+            sizes = [mine[name][0].numel() for name in names]
+            parts: Sequence[Tensor] = flat.split(sizes)  # type: ignore[no-untyped-call]
+            means |= {name: part.view(mine[name][0].shape) for name, part in zip(names, parts, strict=True)}
+        for name, buffer in buffers.items():
+            if not buffer.is_floating_point():
+                means[name] = buffer.cpu().clone() * int(counts)
+                _sum(group, means[name], ReduceOp.MAX)
+        return means
+
+    def _group_of_all(self) -> Any:
+        """Return a process group of those that are here now, the last one if they are the same; None for one alone."""
+        among = self._members.among
+        if among != self._among:
+            self._among, self._group = among, None
+            if len(among) > 1:
+                key = f"meeting/{self._members.turn}"
+                timeout = timedelta(seconds=self._members.timeout_s)
+                rank = among.index(self._members.rank)
+                self._group = ProcessGroupGloo(PrefixStore(key, self._store), rank, len(among), timeout)
+        return self._group
+
+
+def _sum(group: Any, tensor: Tensor, operation: ReduceOp.RedOpType = ReduceOp.SUM) -> None:
+    if group is not None:
+        group.allreduce([tensor], operation).wait()
+
+
+def _weighted(tensor: Tensor, share: float) -> Tensor:
+    return tensor.cpu().to(_wide(tensor)) * share
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type to add in: 16-bit floats would lose what distinguishes the ranks."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _by_type(named: Mapping[str, tuple[Tensor, float]]) -> list[list[str]]:
+    """Return the names of tensors of one type together, so that each kind travels in one message."""
+    types = dict.fromkeys(_wide(tensor) for tensor, _ in named.values())
+    return [[name for name, (tensor, _) in named.items() if _wide(tensor) == kind] for kind in types]

@@ -1,0 +1,261 @@
+"""LayerGossip: each layer travels to another rank as soon as it has been updated, and nobody waits for anybody.
+
+    a worker ─ landed(layer) ─▶ updates[layer] += 1        marks it, and goes on
+                                     │ a bucket is full, or a batch is finished
+    the send thread                  └▶ choose a neighbour ─ halve the weights ─ copy the layers ─▶ Link.send
+    a receiving thread per neighbour    Link.receive ─ check ─ x += w'/(w + w')·(x' - x), w += w' ─▶ MERGED
+
+Only the exchange's own threads take its lock; workers never do. Arithmetic: `weights`. Messages: `wire`, `link`. What
+is out: `neighbour`. Who is alive: `members`. The meeting at which all become equal: `settle`, `agreement`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from asyncprop.engine import Exchange
+from asyncprop.engine.exchange import Replica
+from asyncprop.exchange.agreement import Agreement
+from asyncprop.exchange.members import Members
+from asyncprop.exchange.neighbour import Neighbour
+from asyncprop.exchange.peers import Peers, Topology
+from asyncprop.exchange.receiver import Receiver
+from asyncprop.exchange.sender import Sender
+from asyncprop.exchange.shared import Shared
+from asyncprop.exchange.tally import GossipTally
+from asyncprop.exchange.transfer import pack_state, unpack_state
+from asyncprop.exchange.wire import Wire, WireType, check_identity
+
+BUCKET_BYTES = 1 << 20
+"""Of a message, unless given: see results/exchange_*."""
+
+log = logging.getLogger("asyncprop")
+_opened = itertools.count()
+
+
+class LayerGossip(Exchange):
+    """Send each layer to another rank the moment it is updated, and merge what comes, by sum weights.
+
+    Needs an initialised torch.distributed of several ranks, or `members`; with one rank it does nothing. Ranks may die,
+    hang, and join. Optimizer state stays with each rank. Which parameters are trained must not change while it is open.
+
+    Args:
+        topology: to whom: `"uniform"`, `"ring"` or `"exponential"` (see `Peers`).
+        period: a layer is sent at every so many of its updates. Raise it if the network is the bottleneck; replicas
+            then differ more.
+        probability: with which a layer whose turn it is is sent. Another way to send less.
+        bucket_bytes: layers are sent together until a message has so many bytes, or the batch is finished. Small
+            messages cost time of the workers (Python's lock); large ones leave later.
+        wire: `"exact"`, or `"bf16"` to send half of the bytes, rounded.
+        timeout_s: a rank that was not heard of for so long is dropped, and the others meet without it.
+        seed: of what is drawn at random.
+        members: who else is there; None makes them from torch.distributed's default group.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        topology: Topology = "uniform",
+        period: int = 1,
+        probability: float = 1.0,
+        bucket_bytes: int = BUCKET_BYTES,
+        wire: WireType = "exact",
+        timeout_s: float = 10.0,
+        seed: int = 0,
+        members: Members | None = None,
+    ) -> None:
+        if period < 1:
+            raise ValueError(f"period must be >= 1 (got {period})")
+        if not 0 < probability <= 1:
+            raise ValueError(f"probability must be > 0 and <= 1 (got {probability})")
+        Peers(topology, seed)  # refuses an unknown one before anything is opened
+        Wire({}, (), wire, bucket_bytes)
+        self.tally = GossipTally()
+        self._topology, self._wire_type, self._bucket_bytes = topology, wire, bucket_bytes
+        self._period, self._probability, self._seed = period, probability, seed
+        self._timeout_s, self._members = timeout_s, members
+        self._shared: Shared | None = None
+
+    # ---- the engine's side
+
+    def open(self, replica: Replica) -> None:
+        """Check that all have the same model, take over the first rank's (a rank that joins: a live one's), and begin.
+
+        Raises:
+            ValueError: if the ranks' models or protocols differ; it names both sides.
+        """
+        if (found := self._find_members()) is None:
+            return
+        members, store = found
+        wire = Wire(dict(replica.model.named_parameters()), replica.layers, self._wire_type, self._bucket_bytes)
+        shared = self._shared = Shared(replica, members, store, wire, self.tally)
+        self._agreement = Agreement(members, store)
+        self._greet(shared)
+        if members.given is not None:
+            self.rejoin(members.given["replica"])
+        else:
+            shared.weights.reset([float(shared.rank == min(members.among))] * len(replica.layers))
+            shared.begin_meeting()
+            members.meet(None)
+            self._agree(shared)
+        members.offers["replica"] = self._offer
+        peers = Peers(self._topology, self._seed + shared.rank)
+        sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
+        shared.start("send", sender.run)
+        members.changed.append(self._member_changed)
+        for member in members.alive - {shared.rank}:
+            self._member_changed(member, True)
+
+    def landed(self, layer: int) -> None:
+        """Mark the layer.
+
+        Guarantees: nobody waits. Assumes: the send thread alone sets counts back. The race that is harmless: two
+        workers that mark the same layer at once may count one update, and the bytes of one.
+        """
+        if (shared := self._shared) is not None:
+            shared.updates[layer] += 1
+            shared.unsent_bytes += shared.wire.bytes_of(layer)
+            if shared.unsent_bytes >= self._bucket_bytes:
+                shared.due.set()
+
+    def finished(self) -> None:
+        """Let what is marked go."""
+        if self._shared is not None:
+            self._shared.due.set()
+
+    def settle(self) -> None:
+        """Meet all live ranks, and take over the weighted mean: afterwards all models are equal to the bit.
+
+        Raises:
+            LeftOut: if the others have met without this rank, as it was silent for `timeout_s`.
+        """
+        if (shared := self._shared) is None:
+            return
+        shared.begin_meeting()  # from here on nothing is merged: what is said now stays true
+        merged = {rank: neighbour.merged for rank, neighbour in shared.neighbours.items()}
+        told = shared.members.meet(merged)
+        with shared.changed:
+            for rank, neighbour in shared.neighbours.items():
+                last = told[rank].get(shared.rank, 0) if rank in told else 0
+                self.tally.returned += neighbour.resolve(shared.weights, last)
+        self._agree(shared)
+
+    def close(self) -> None:
+        """End all threads and links, without the others."""
+        if (shared := self._shared) is None:
+            return
+        shared.close()
+        shared.members.offers.pop("replica", None)
+        if self._member_changed in shared.members.changed:
+            shared.members.changed.remove(self._member_changed)
+        if self._members is None:
+            shared.members.close()
+        shared.join()
+
+    def statistics(self) -> dict[str, float]:
+        """Return what was sent, merged and superseded so far, and how far apart the ranks are: see `GossipTally`."""
+        return self.tally.read() if self._shared else {}
+
+    def rejoin(self, given: dict[str, Any]) -> None:
+        """Take over model, optimizer state and half of the weight of the rank that `Members.ask` asked.
+
+        Nothing may be in flight.
+        """
+        shared = self._shared
+        assert shared
+        check_identity(shared.wire.identity, shared.rank, given["identity"], given["rank"])
+        state = unpack_state(given["state"])
+        shared.begin_meeting()
+        shared.replica.model.load_state_dict(state["model"])
+        shared.replica.optimizer.load_state_dict(state["optimizer"])
+        self._agreement.forget()
+        with shared.changed:
+            for neighbour in shared.neighbours.values():
+                neighbour.out = None  # of a time before the others met: it is void
+        shared.end_meeting(given["weights"])
+
+    # ---- inside
+
+    def _agree(self, shared: Shared) -> None:
+        """Write the mean of all.
+
+        Guarantees: all members' tensors are equal to the bit. Assumes: no pass is in flight, and nothing is merged.
+        """
+        replica = shared.replica
+        parameters = {name: parameter.detach() for name, parameter in shared.parameters.items()}
+        buffers = dict(replica.model.named_buffers())
+        with torch.no_grad(), replica.device.use(shared.stream):
+            means = self._agreement.mean(replica.layers, parameters, buffers, shared.weights.all)
+            self.tally.note_distance(parameters, means)
+            for name, mean in means.items():
+                (parameters[name] if name in parameters else buffers[name]).data.copy_(mean)
+            replica.device.finish(shared.stream)
+        shared.end_meeting()
+
+    def _offer(self) -> dict[str, Any] | None:
+        """Return what a rank that joins starts with; None while this one has nothing to give."""
+        shared = self._shared
+        assert shared
+        try:
+            state = pack_state(shared.replica.model, shared.replica.optimizer)
+        except RuntimeError:
+            return None  # a worker has just made a parameter's state: the next look will do
+        with shared.changed:
+            if shared.is_meeting or shared.is_closed:
+                return None
+            weights = [shared.weights.give(layer) for layer in range(len(shared.updates))]
+        return {"rank": shared.rank, "identity": shared.wire.identity, "weights": weights, "state": state}
+
+    def _member_changed(self, member: int, is_alive: bool) -> None:
+        shared = self._shared
+        assert shared
+        if shared.members.failure is not None:
+            shared.replica.fail(shared.members.failure)
+        elif is_alive:
+            self._meet_neighbour(shared, member)
+        else:
+            if member in shared.members.lost:
+                said = "rank %d: rank %d was not heard of for %g s: going on without it"
+                log.warning(said, shared.rank, member, shared.members.timeout_s)
+            neighbour = shared.neighbours.get(member)
+            if neighbour and (link := neighbour.link):
+                link.cut()
+
+    def _meet_neighbour(self, shared: Shared, member: int) -> None:
+        with shared.changed:
+            if member not in shared.neighbours:
+                new = Neighbour(member, shared.replica.device.buffer, shared.wire.message_bytes)
+                shared.neighbours = {**shared.neighbours, member: new}
+            neighbour = shared.neighbours[member]
+            if neighbour.thread is None and not shared.is_closed:
+                neighbour.thread = shared.start(f"receive-{member}", Receiver(shared, neighbour).run)
+
+    def _find_members(self) -> tuple[Members, Store] | None:
+        """Return who is there and the store to meet in; None where there is nobody else."""
+        if self._members is not None:
+            return self._members, self._members.store
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return None
+        default = distributed.distributed_c10d._get_default_store()
+        store = PrefixStore(f"asyncprop/gossip-{next(_opened)}", default)
+        members = Members(store, distributed.get_world_size(), distributed.get_rank(), timeout_s=self._timeout_s)
+        members.open()
+        return members, store
+
+    def _greet(self, shared: Shared) -> None:
+        """Check that everybody has the same model, and speaks the same protocol."""
+        board = shared.members.board
+        board.put(f"identity/{shared.rank}", shared.wire.identity)
+        for member in shared.members.among:
+            if member != shared.rank:
+                theirs = board.get(f"identity/{member}", shared.members.check)
+                check_identity(shared.wire.identity, shared.rank, theirs, member)

@@ -1,0 +1,266 @@
+"""Members: who is alive among the ranks, and what they agree on, by torch's store alone; a death holds up nobody long.
+
+Each member announces itself, counts its heartbeats in the store, and watches the others' counts. Where ranks must agree
+(`meet`, `gather`), the first that has heard of everybody alive proposes who takes part, by one compare-and-set in the
+store: whatever was proposed first is what all go by. A member that was taken for dead finds itself left out, and knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from asyncprop.exchange.board import POLL_S, Board, StoreLostError
+
+START_TIMEOUT_S = 300.0
+"""Seconds that ranks of the start may take to announce themselves: the slowest has yet to import PyTorch."""
+
+KEPT_ROUNDS = 2
+"""Meetings whose values stay in the store: a slower member may still be reading them."""
+
+
+class LeftOut(RuntimeError):  # noqa: N818 (no failure of the run: the others went on without this rank)
+    """The others took this rank for dead and went on: it must join anew."""
+
+
+class Members:
+    """One rank among the others. Between `open` and `close` a thread keeps its heartbeat.
+
+    Args:
+        store: that all ranks share; give it a prefix.
+        size: how many ranks there are at the start; a rank that joins reads it in the store.
+        rank: this rank's number, from 0 to size - 1; None for one that joins later and is given the next free number.
+        timeout_s: a rank that was not heard of for so long is dropped. Shorter drops the dead sooner, and also those
+            that only hang: these can join anew.
+
+    Attributes:
+        rank: this rank's number, once opened.
+        joins: whether this rank has yet to take over the training from another (see `ask`).
+        among: those that took part in the last `meet` or `gather`; at first, the ranks of the start.
+        round: number of meetings so far.
+        lost: those that were dropped, with the time (`time.time()`) at which it happened.
+        failure: what ended the thread.
+        changed: called, by the thread, with a member's number and whether it is alive, when that changes.
+        offers: what a rank that joins is given, by name; called by the thread, in this order. If one returns None,
+            nothing is given now.
+        given: what this rank was given when it joined.
+        store: as given.
+    """
+
+    def __init__(self, store: Store, size: int, rank: int | None, *, timeout_s: float = 10.0) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be > 0 (got {timeout_s})")
+        self.store, self.size, self.timeout_s = store, size, timeout_s
+        self.joins = rank is None
+        self.rank = -1 if rank is None else rank
+        self.among: tuple[int, ...] = tuple(range(size))
+        self.round = self._turn = 0
+        self.lost: dict[int, float] = {}
+        self.failure: BaseException | None = None
+        self.changed: list[Callable[[int, bool], None]] = []
+        self.offers: dict[str, Callable[[], Any]] = {}
+        self.given: dict[str, Any] | None = None
+        self.board, self._beats = Board(store), Board(store)
+        self._every_s = min(1.0, timeout_s / 10)
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._alive: set[int] = set(range(size))
+        self._gone: set[int] = set()
+        self._since: dict[int, int] = dict.fromkeys(range(size), 1)  # the first meeting that a member takes part in
+        self._left_out: dict[int, int] = {}
+        self._answered = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Announce this rank, and start its heartbeat."""
+        if self.joins:
+            self.size = self.board.get("size", self.check)
+            self.rank = self.size + self.board.add("joined", 1) - 1
+        self.board.put("size", self.size)
+        self._looked = time.monotonic()
+        self._look(self.board)
+        self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say goodbye, so that nobody waits for this rank, and end the thread."""
+        self._closing.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+            if self.failure is None:
+                with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
+                    self.board.put(f"gone/{self.rank}", None)
+
+    @property
+    def alive(self) -> frozenset[int]:
+        """All that are alive, as far as is known here, this rank among them."""
+        return frozenset(self._alive | {self.rank})
+
+    @property
+    def turn(self) -> str:
+        """Name of the last `meet` or `gather`, the same on all that took part."""
+        return f"{self.round}.{self._turn}"
+
+    def check(self) -> None:
+        """Raise what ended the thread, if it has ended."""
+        if self.failure is not None:
+            raise self.failure
+
+    # ---- agreeing
+
+    def meet(self, value: Any) -> dict[int, Any]:
+        """Wait for all that are alive to meet, and return the value of each that takes part, by number.
+
+        Raises:
+            LeftOut: if the others have met without this rank.
+        """
+        self.round, self._turn = self.round + 1, 0
+        if self.round > KEPT_ROUNDS:
+            self._forget(self.round - KEPT_ROUNDS - 1)
+        return self._agree(value, self._expected)
+
+    def gather(self, value: Any) -> dict[int, Any]:
+        """As `meet`, of those that took part in the last one and are still alive."""
+        self._turn += 1
+        among = set(self.among)
+        return self._agree(value, lambda: self._alive & among)
+
+    def _expected(self) -> set[int]:
+        """Who takes part in the next meeting: not those that were left out of one and have not joined again."""
+        return {m for m in self._alive if self._since.get(m, 0) > self._left_out.get(m, 0)}
+
+    def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> dict[int, Any]:
+        name, board = f"round/{self.turn}", self.board
+        board.put(f"{name}/{self.rank}", value)
+        here: set[int] = {self.rank}
+        while not board.has(f"{name}/set"):
+            self.check()
+            missing = set(waited_for()) - here
+            here |= {member for member in missing if board.has(f"{name}/{member}")}
+            if missing <= here:
+                board.settle(f"{name}/set", ",".join(map(str, sorted(here))))
+            else:
+                time.sleep(POLL_S)
+        members = [int(member) for member in board.settle(f"{name}/set", "").split(",")]
+        self._left_out |= {m: self.round for m in self._since if m not in members}
+        if self.rank not in members:
+            raise LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
+        self.among = tuple(members)
+        return {m: value if m == self.rank else board.get(f"{name}/{m}", self.check) for m in members}
+
+    def _forget(self, old: int) -> None:
+        """Delete what this rank said in an old meeting; who took part stays known, to those who come late."""
+        turn = 0
+        while self.board.has(f"round/{old}.{turn}/{self.rank}"):
+            self.board.delete(f"round/{old}.{turn}/{self.rank}")
+            turn += 1
+
+    # ---- joining
+
+    def ask(self, give_up: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Ask a live rank for what its `offers` are, and take part from the next meeting on.
+
+        Args:
+            give_up: called now and then while this rank waits; may raise.
+
+        Raises:
+            LeftOut: if nobody is left to ask.
+        """
+        while True:
+            self.check()
+            donors = sorted(self._expected() - {self.rank})
+            if not donors:
+                raise LeftOut(f"rank {self.rank} cannot join: no other rank is training")
+            if (given := self._ask(donors[0], give_up)) is not None:
+                break
+        self.joins, self.given = False, given
+        self.round, self._turn = given["round"], 0
+        self.among = given["among"]
+        self._left_out.pop(self.rank, None)
+        self._since = {**self._since, self.rank: self.round + 1}
+        self.board.put(f"since/{self.rank}", self.round + 1)
+        return given
+
+    def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
+        number = self.board.add(f"asked/{donor}", 1)
+        key = f"offer/{donor}/{number}"
+        while not self.board.has(key):
+            self.check()
+            give_up()
+            if donor not in self._expected():
+                return None
+            time.sleep(POLL_S)
+        given: dict[str, Any] = self.board.get(key)
+        self.board.delete(key)
+        return given
+
+    def _answer(self, board: Board) -> None:
+        """Give those who ask for it what this rank offers."""
+        while self.offers and self._answered < board.add(f"asked/{self.rank}", 0):
+            given: dict[str, Any] = {"round": self.round, "among": self.among}
+            for name, offer in self.offers.items():
+                if (part := offer()) is None:
+                    return
+                given[name] = part
+            if self.round != given["round"]:
+                return
+            self._answered += 1
+            board.put(f"offer/{self.rank}/{self._answered}", given)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.wait(self._every_s):
+                self._look(self._beats)
+                self._answer(self._beats)
+        except BaseException as error:
+            self.failure = error
+            for changed in self.changed:
+                changed(self.rank, False)
+
+    def _look(self, board: Board) -> None:
+        """Count one heartbeat, and see whose counts have changed.
+
+        While this rank was stopped itself it has heard of nobody: such time counts against no one.
+        """
+        board.add(f"beat/{self.rank}", 1)
+        now = time.monotonic()
+        stopped_s = max(0.0, now - self._looked - 2 * self._every_s)
+        self._looked = now
+        for member in range(self.size + board.add("joined", 0)):
+            if member != self.rank and member not in self._gone:
+                self._hear(board, member, now, stopped_s)
+
+    def _hear(self, board: Board, member: int, now: float, stopped_s: float) -> None:
+        if board.has(f"gone/{member}"):
+            self._gone.add(member)
+            self._mark(member, alive=False)
+            return
+        beats = board.add(f"beat/{member}", 0)
+        before, when = self._heard.get(member, (0, now))
+        self._heard[member] = (beats, now) if beats != before else (before, when + stopped_s)
+        patience_s = self.timeout_s if beats else START_TIMEOUT_S
+        is_alive = now - self._heard[member][1] < patience_s and (beats > 0 or member < self.size)
+        if not is_alive and member in self._alive:
+            self.lost[member] = time.time()
+        if board.has(f"since/{member}"):
+            self._since = {**self._since, member: board.get(f"since/{member}")}
+        self._mark(member, alive=is_alive)
+
+    def _mark(self, member: int, *, alive: bool) -> None:
+        if alive == (member in self._alive):
+            return
+        if alive:
+            self._alive = self._alive | {member}
+            self.lost.pop(member, None)
+        else:
+            self._alive = self._alive - {member}
+        for changed in self.changed:
+            changed(member, alive)

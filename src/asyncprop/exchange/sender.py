@@ -1,0 +1,96 @@
+"""Sender: the one thread that sends: what is due, to the neighbour whose turn it is, with half of the weight."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+
+import torch
+
+from asyncprop.exchange.link import LinkBroken
+from asyncprop.exchange.neighbour import Neighbour
+from asyncprop.exchange.peers import Peers
+from asyncprop.exchange.shared import Shared
+from asyncprop.exchange.wire import Header, Kind
+
+MESSAGE = 0
+"""The slot of a link in which the send thread sends."""
+
+
+class Sender:
+    """Sends layers that have been updated; the newest values only, and to neighbours that have merged the last ones.
+
+    Args:
+        shared: with the exchange's other threads.
+        peers: who is next.
+        period, probability, seed: as for `LayerGossip`.
+    """
+
+    def __init__(self, shared: Shared, peers: Peers, *, period: int, probability: float, seed: int) -> None:
+        self._shared, self._peers = shared, peers
+        self._period, self._probability = period, probability
+        self._random = random.Random(f"{seed} {shared.rank}")
+
+    def run(self) -> None:
+        """Send whatever is due, until the exchange is closed."""
+        shared = self._shared
+        while not shared.is_closed:
+            shared.due.wait()
+            shared.due.clear()
+            shared.unsent_bytes = 0
+            self.send_due()
+
+    def send_due(self) -> None:
+        """Send what is due now, the output's layers first; what nobody can be sent now stays due."""
+        wire = self._shared.wire
+        layers = [layer for layer in reversed(range(len(self._shared.updates))) if self._is_due(layer)]
+        while layers and (neighbour := self._choose()):
+            count = next((n for n in range(1, len(layers)) if wire.is_full(layers[:n])), len(layers))
+            self._send(neighbour, layers[:count])
+            layers = layers[count:]
+
+    def _is_due(self, layer: int) -> bool:
+        updates = self._shared.updates[layer]
+        if updates < self._period or not self._shared.weights.may_give(layer, updates):
+            return False
+        if self._probability < 1 and self._random.random() >= self._probability:
+            self._shared.updates[layer] = 0
+            return False
+        return True
+
+    def _choose(self) -> Neighbour | None:
+        shared = self._shared
+        with shared.changed:
+            if shared.is_meeting or shared.is_closed:
+                return None
+            ready = [rank for rank, neighbour in shared.neighbours.items() if neighbour.is_ready]
+            chosen = self._peers.choose(shared.rank, shared.members.alive, ready)
+            return None if chosen is None else shared.neighbours[chosen]
+
+    @torch.no_grad()
+    def _send(self, neighbour: Neighbour, layers: list[int]) -> None:
+        """Send these layers as they are now.
+
+        Guarantees: the weight that leaves is out until it is merged or taken back. The race that is wanted: workers
+        write θ while it is copied, so a layer may travel half updated.
+        """
+        shared, wire = self._shared, self._shared.wire
+        with shared.changed:
+            link = neighbour.link
+            if shared.is_meeting or link is None or not neighbour.is_ready:
+                return
+            entries = neighbour.give(shared.weights, layers)
+            header = Header(Kind.LAYERS, shared.rank, neighbour.sequence, shared.members.round, len(entries))
+            message = wire.write(neighbour.sent, header, entries)
+            for layer in layers:
+                shared.tally.superseded += max(0, shared.updates[layer] - 1)
+                shared.updates[layer] = 0
+            device = shared.replica.device
+            with device.use(shared.stream):
+                for name, value in itertools.chain.from_iterable(wire.values(message, layers)):
+                    value.copy_(shared.parameters[name].data, non_blocking=True)
+                device.finish(shared.stream)
+            shared.tally.sent(message.numel())
+        with contextlib.suppress(LinkBroken):  # the receiving thread sees it, too; the next link settles what is out
+            link.send(message, MESSAGE)

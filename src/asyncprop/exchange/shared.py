@@ -1,0 +1,93 @@
+"""Shared: what an exchange's threads share, under one lock that workers never take."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from asyncprop.engine.exchange import Replica
+from asyncprop.exchange.members import Members
+from asyncprop.exchange.neighbour import Neighbour
+from asyncprop.exchange.tally import GossipTally
+from asyncprop.exchange.weights import Weights
+from asyncprop.exchange.wire import Wire
+
+GRACE_S = 2.0
+"""How long `join` waits for each thread; one that is connecting to a dead rank ends with its time-out."""
+
+
+class Shared:
+    """The replica, the others, and the weights.
+
+    Attributes:
+        changed: the lock of all below, and where threads wait for its changes.
+        due: set when there may be something to send.
+        is_meeting: from this rank's coming to a meeting until it has the result: nothing is sent, given or merged.
+        is_closed: everything is to end.
+        neighbours: by rank; replaced, never changed, so that it can be read without the lock.
+        updates: of each layer since it was last sent (see `LayerGossip.landed`).
+    """
+
+    def __init__(self, replica: Replica, members: Members, store: Store, wire: Wire, tally: GossipTally) -> None:
+        self.replica, self.members, self.store, self.wire, self.tally = replica, members, store, wire, tally
+        self.parameters = dict(replica.model.named_parameters())
+        self.stream = replica.device.new_stream()
+        self.weights = Weights(len(replica.layers))
+        self.updates = [0] * len(replica.layers)
+        self.unsent_bytes = 0
+        self.neighbours: dict[int, Neighbour] = {}
+        self.changed = threading.Condition()
+        self.due = threading.Event()
+        self.is_meeting = self.is_closed = False
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+        return self.members.rank
+
+    def begin_meeting(self) -> None:
+        """Send, give and merge nothing any more."""
+        with self.changed:
+            self.is_meeting = True
+
+    def end_meeting(self, weights: list[float] | None = None) -> None:
+        """Go on, with these weights, or a fair share of each layer. What was updated before needs no sending."""
+        with self.changed:
+            self.weights.reset(weights)
+            self.updates[:] = [0] * len(self.updates)
+            self.is_meeting = False
+            self.changed.notify_all()
+
+    def start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Start a thread of the exchange; its failure ends the training."""
+
+        def run() -> None:
+            try:
+                with self.replica.device.thread(1):
+                    work()
+            except BaseException as error:
+                if not self.is_closed:
+                    self.replica.fail(error)
+
+        thread = threading.Thread(target=run, name=f"asyncprop-gossip-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        """Let all threads end: cut what they wait at."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()
+            links = [neighbour.link for neighbour in self.neighbours.values() if neighbour.link]
+        self.due.set()
+        for link in links:
+            link.cut()
+
+    def join(self) -> None:
+        """Wait for all threads."""
+        for thread in self._threads:
+            thread.join(GRACE_S)

@@ -1,0 +1,69 @@
+"""GossipTally: what an exchange has sent and merged, and how far apart the ranks were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class GossipTally:
+    """Counts since the exchange was opened. Its threads write under their lock; reading needs none.
+
+    Attributes:
+        messages_sent, bytes_sent: with layers in them.
+        messages_merged, bytes_merged: of other ranks.
+        superseded: updates of layers that never travelled on their own, as a newer value went instead.
+        late: messages that came after the ranks had met, and were dropped: the meeting had settled them.
+        returned: messages whose weight was taken back, as they never arrived.
+        refused: neighbours that were cut off.
+        age_s: mean seconds from the copying of layers to the sender's knowing that they are merged: no layer was
+            older when it was merged.
+        distance: between this rank's parameters and the mean of all, relative to the mean's norm, when the ranks last
+            met.
+    """
+
+    def __init__(self) -> None:
+        self.messages_sent = self.bytes_sent = self.messages_merged = self.bytes_merged = 0
+        self.superseded = self.late = self.returned = self.refused = 0
+        self.distance = 0.0
+        self._age_s = 0.0
+        self._delivered = 0
+
+    @property
+    def age_s(self) -> float:
+        """See above; 0.0 before the first message has arrived."""
+        return self._age_s / max(1, self._delivered)
+
+    def sent(self, length_bytes: int) -> None:
+        """Count a message of this rank's."""
+        self.messages_sent += 1
+        self.bytes_sent += length_bytes
+
+    def merged(self, length_bytes: int) -> None:
+        """Count a message of another's."""
+        self.messages_merged += 1
+        self.bytes_merged += length_bytes
+
+    def delivered(self, seconds: float | None) -> None:
+        """Note how long a message took to be merged; None for one that had been settled otherwise."""
+        if seconds is not None:
+            self._age_s += seconds
+            self._delivered += 1
+
+    def note_distance(self, parameters: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
+        """Note the distance from the mean; `means` may hold more than parameters."""
+        square = apart = 0.0
+        for name, parameter in parameters.items():
+            if name in means:
+                mean = means[name].to(torch.float64)
+                apart += float((parameter.cpu().to(torch.float64) - mean).square().sum())
+                square += float(mean.square().sum())
+        self.distance = (apart / square) ** 0.5 if square else 0.0
+
+    def read(self) -> dict[str, float]:
+        """Return all of it, by name."""
+        names = ("messages_sent", "bytes_sent", "messages_merged", "bytes_merged", "superseded", "late", "returned",
+                 "refused", "age_s", "distance")  # fmt: skip
+        return {name: getattr(self, name) for name in names}

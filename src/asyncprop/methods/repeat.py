@@ -1,0 +1,48 @@
+"""Repeat: reads what a recorded run was, and where a repeated run differs from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asyncprop.config import TrainConfig
+from asyncprop.runs import read_config, read_result
+from asyncprop.trace import Trace
+
+NEVER_S = 1e9
+"""Seconds between checkpoints within an epoch: draining for one would hold up what the trace has at once."""
+
+
+def read_recorded(path: Path) -> tuple[TrainConfig, Trace]:
+    """Return configuration and trace of a finished run that can be trained again.
+
+    Raises:
+        ValueError: if it was not recorded with `turn="ordered"` from its beginning to its end.
+    """
+    config = read_config(path)
+    if config.turn != "ordered":
+        raise ValueError(f"path must be a run with --turn ordered (that of {path} is {config.turn}): train one")
+    if read_result(path) is None:
+        raise ValueError(f"path must be a finished run ({path} is not): asyncprop train --resume {path}")
+    trace = Trace.load(path / "trace.jsonl")
+    if len(_losses(path)) != sum(event.kind == "forward" for event in trace.events):
+        raise ValueError(f"path must be a run in one piece (the trace of {path} begins where it was resumed)")
+    return config.model_copy(update={"checkpoint_every": NEVER_S}), trace
+
+
+def first_difference(recorded: Path, repeated: Path) -> str | None:
+    """Say where two runs differ first: at the loss of a batch, or at last in the model; None if they do not."""
+    losses = [_losses(path) for path in (recorded, repeated)]
+    if losses[0].keys() != losses[1].keys():
+        return f"{len(losses[0])} batches, {len(losses[1])} batches"
+    for batch in sorted(losses[0]):
+        if losses[0][batch] != losses[1][batch]:
+            return f"the loss of batch {batch} is {losses[0][batch]!r}, {losses[1][batch]!r}"
+    files = [path / "checkpoint" / "model.safetensors" for path in (recorded, repeated)]
+    return None if files[0].read_bytes() == files[1].read_bytes() else "the model at the end"
+
+
+def _losses(path: Path) -> dict[int, float]:
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (path / "steps.jsonl").read_text().splitlines()]
+    return {row["batch"]: row["loss"] for row in rows}

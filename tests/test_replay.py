@@ -1,0 +1,168 @@
+"""Replay: a free run, recorded with turn=Ordered(), trains again to the same bits, whatever the model and method."""
+
+import copy
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import asyncprop as ap
+from asyncprop.engine import Compensation, Partition
+from asyncprop.replay import Ordered, Replay
+from asyncprop.testing import TINY, cross_entropy, same_state
+from asyncprop.trace import Event, Trace
+
+WORKERS = {
+    "decoupled": ap.Decoupled(2, 2, lanes=3),
+    "one backward": ap.Decoupled(2, 1, lanes=3),
+    "coupled": ap.Coupled(3),
+}
+
+
+class Noisy(nn.Module):
+    """Dropout by a module, BatchNorm without parameters, one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 3)
+        self.norm, self.drop = nn.BatchNorm1d(7, affine=False), nn.Dropout(0.3)
+
+    def forward(self, x):
+        hidden = self.drop(self.norm(self.twice(torch.tanh(self.twice(self.first(x))))))
+        return self.last(hidden)
+
+
+def train(model, turn, batches, *, optimizer=None, workers, update, trace=None, partition=None, loss_fn=cross_entropy):
+    """Train as a loop with a scheduler does; return losses by batch."""
+    torch.manual_seed(7)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
+    losses = {}
+    options = {"workers": workers, "update": update, "turn": turn, "trace": trace, "partition": partition}
+    with ap.Engine(model, optimizer, loss_fn, **options) as engine:
+        for half in (batches[: len(batches) // 2], batches[len(batches) // 2 :]):
+            for step in engine.run(half):
+                losses[step.index] = step.loss
+                scheduler.step()
+        state = engine.state_dict()
+    return losses, copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict()["state"]), state
+
+
+def record_and_replay(make, batches, **options):
+    recorder, make_optimizer = ap.Recorder(), options.pop("make_optimizer", lambda model: None)
+    model = make()
+    first = train(model, Ordered(), batches, trace=recorder, optimizer=make_optimizer(model), **options)
+    model, turn = make(), Replay(recorder.trace())
+    again = train(model, turn, batches, optimizer=make_optimizer(model), **options)
+    assert turn.finished
+    assert len(first[0]) == len(batches)
+    assert same_state(list(first), list(again))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("name", [*TINY, "noisy"])
+def test_a_recorded_run_replays_to_the_bit(name: str, workers: str) -> None:
+    tiny = TINY.get(name, ap.testing.Tiny(Noisy, TINY["mlp"].batch))
+    record_and_replay(tiny.seeded_model, tiny.batches(24), workers=WORKERS[workers], update="layer")
+
+
+def test_stale_passes_replay_to_the_bit() -> None:
+    """The first three batches are made to have read everything before any of them writes."""
+    tiny, recorder, barrier = TINY["mlp"], ap.Recorder(), threading.Barrier(3)
+    seen = itertools.count()
+
+    def meet(model, batch):
+        loss = cross_entropy(model, batch)
+        if next(seen) < 3:
+            barrier.wait()
+        return loss
+
+    options = {"workers": ap.Coupled(3), "update": "layer"}
+    batches = tiny.batches(6)
+    first = train(tiny.seeded_model(), Ordered(), batches, trace=recorder, loss_fn=meet, **options)
+    events = recorder.trace().events
+    last_read = max(event.start_s for event in events if event.kind == "read" and event.batch < 3 and not event.detail)
+    assert last_read < min(event.start_s for event in events if event.kind == "write")
+    assert same_state(list(first), list(train(tiny.seeded_model(), Replay(recorder.trace()), batches, **options)))
+    in_turn = train(tiny.seeded_model(), "lockstep", batches, **options)
+    assert first[0][1] != in_turn[0][1]
+
+
+UPDATES = {
+    "block": ap.BlockUpdate(),
+    "private": ap.BlockUpdate(state="private"),
+    "private layers": ap.LayerUpdate(state="private"),
+    "clipped": ap.LayerUpdate(max_norm=0.1),
+    "compensated": ap.LayerUpdate(compensate=Compensation(adaptive=True)),
+}
+
+
+@pytest.mark.parametrize("workers", ["decoupled", "coupled"])
+@pytest.mark.parametrize("update", UPDATES)
+def test_every_update_replays_to_the_bit(update: str, workers: str) -> None:
+    tiny = TINY["resnet"]
+    record_and_replay(tiny.seeded_model, tiny.batches(16), workers=WORKERS[workers], update=UPDATES[update])
+
+
+def test_partial_passes_and_adam_replay_to_the_bit() -> None:
+    tiny = TINY["mlp"]
+    partition = Partition(blocks=(("0",), ("2",)), warm_up_batches=4, alternate=True)
+    record_and_replay(
+        tiny.seeded_model, tiny.batches(24), workers=ap.Coupled(2), update=ap.BlockUpdate(), partition=partition,
+        make_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
+    )  # fmt: skip
+
+
+def recorded() -> Trace:
+    tiny, recorder = TINY["mlp"], ap.Recorder()
+    train(tiny.seeded_model(), Ordered(), tiny.batches(4), trace=recorder, workers=ap.Coupled(2), update="layer")
+    return recorder.trace()
+
+
+def test_another_training_is_told_from_the_recorded_one() -> None:
+    tiny = TINY["mlp"]
+    with pytest.raises(ValueError, match="trace must be of this very training"):
+        update = ap.LayerUpdate(layers="parameter")
+        train(tiny.seeded_model(), Replay(recorded()), tiny.batches(4), workers=ap.Coupled(2), update=update)
+
+
+def test_a_training_that_lacks_a_batch_fails_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ap.replay, "PATIENCE_S", 0.05)
+    tiny, trace = TINY["mlp"], recorded()
+    swapped = [event for event in trace.events if event.batch != 3] + [Event("forward", 0.0, 1e-9, 0, batch=3, lane=0)]
+    swapped.append(Event("backward", 2e-9, 3e-9, 0, batch=3, lane=0))
+    turn = Replay(Trace(trace.layers, trace.threads, swapped))
+    with pytest.raises(TimeoutError, match="waited for 'forward' of batch 3, which did not come"):
+        train(tiny.seeded_model(), turn, tiny.batches(2), workers=ap.Coupled(2), update="layer")
+
+
+def test_only_whole_traces_of_ordered_runs_are_taken() -> None:
+    trace = recorded()
+    with pytest.raises(ValueError, match=r"trace must be of an engine with turn=Ordered\(\)"):
+        Replay(Trace(trace.layers, trace.threads, [event for event in trace.events if event.detail != "back"]))
+    with pytest.raises(ValueError, match="trace must be whole"):
+        Replay(Trace(trace.layers, trace.threads, trace.events[1:]))
+
+
+def test_nobody_reads_a_layer_that_is_being_written() -> None:
+    """The slow obvious twin of the holds: no write in the trace lies within a use of the layer by another pass."""
+    tiny, recorder = TINY["resnet"], ap.Recorder()
+    train(
+        tiny.seeded_model(), Ordered(), tiny.batches(24), trace=recorder, workers=WORKERS["decoupled"], update="layer"
+    )
+    events = recorder.trace().events
+    uses = [
+        (back.batch, back.layer, back.start_s, ready.start_s)
+        for back in events
+        if back.detail == "back"
+        for ready in events
+        if ready.kind == "ready" and (ready.batch, ready.layer) == (back.batch, back.layer)
+    ]
+    writes = [event for event in events if event.kind == "write"]
+    assert len({use[:2] for use in uses}) == len(writes) == 24 * len(recorder.trace().layers)
+    for batch, layer, start, end in uses:
+        for write in writes:
+            if write.layer == layer and write.batch != batch:
+                assert write.end_s <= start or write.start_s >= end
