@@ -12,8 +12,8 @@ import asyncprop.engine
 HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.
 ORDER = ["trace", "recorder", "clock", "devices", "delay", "engine", "replay", "exchange", "config", "testing",
-         "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "exhibits", "interrupt", "progress",
-         "listing", "launch", "cli", "__main__"]  # fmt: skip
+         "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "exhibits", "interrupt", "dashboard",
+         "progress", "loggers", "listing", "launch", "cli", "__main__"]  # fmt: skip
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
 
 

@@ -27,6 +27,7 @@ def train(
     config: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
+    tensorboard: bool = False,
     quiet: bool = False,
 ) -> int:
     """Train TASK by one method, into a run folder.
@@ -37,6 +38,7 @@ def train(
         config: TOML file of options, such as a run's config.toml; what is given here overrides it.
         out: Folder of the run, new or empty. Default: one under runs/.
         resume: Folder of a run to go on with, from its last checkpoint, with its own options.
+        tensorboard: Write scalars and histograms for TensorBoard, in the run's folder.
         quiet: Print the result only.
     """
     from asyncprop.runs import create_run, open_run, read_config, read_result
@@ -44,16 +46,18 @@ def train(
     given = given_options(options, task)
     if resume is None:
         resolved = resolve(TrainConfig, given, config)
-        return _train(resolved, None, lambda: create_run(out, resolved), quiet=quiet)
+        return _train(resolved, None, lambda: create_run(out, resolved), tensorboard, quiet=quiet)
     if given or config or out:
         raise ValueError(f"resume takes no other option: the run goes on as {resume / 'config.toml'} says")
     resolved = read_config(resume)
     if result := read_result(resume):
         return _print_result(result, resume)
-    return _train(resolved, resume / "checkpoint", lambda: open_run(resume), quiet=quiet)
+    return _train(resolved, resume / "checkpoint", lambda: open_run(resume), tensorboard, quiet=quiet)
 
 
-def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool) -> int:
+def _train(
+    config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], tensorboard: bool, *, quiet: bool
+) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch
     from asyncprop.methods.train import Session
@@ -64,16 +68,22 @@ def _train(config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[
     ranks = config.ranks or 1
     if not is_rank():
         if ranks == 1:
-            return _train_rank(config, open_session, open_folder, quiet=quiet)
+            return _train_rank(config, open_session, open_folder, tensorboard, quiet=quiet)
         code, failure = launch(ranks, sys.argv[1:])
         return complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    return _train_rank(config, open_session, open_folder, quiet=quiet or os.environ["RANK"] != "0")
+    quiet = quiet or os.environ["RANK"] != "0"
+    return _train_rank(config, open_session, open_folder, tensorboard, quiet=quiet)
 
 
 def _train_rank(
-    config: TrainConfig, open_session: Callable[[World], Session], open_folder: Callable[[], Run], *, quiet: bool
+    config: TrainConfig,
+    open_session: Callable[[World], Session],
+    open_folder: Callable[[], Run],
+    tensorboard: bool = False,
+    *,
+    quiet: bool,
 ) -> int:
     import torch
 
@@ -82,11 +92,15 @@ def _train_rank(
     from asyncprop.interrupt import Interrupt
     from asyncprop.methods.train import Interrupted
     from asyncprop.methods.train import train as train_session
-    from asyncprop.progress import progress_on
+    from asyncprop.progress import All, progress_on
     from asyncprop.tasks import get_task
 
     keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
     observer = progress_on(sys.stderr, quiet=quiet)
+    if tensorboard:
+        from asyncprop.loggers import tensorboard_observer
+
+        observer = All(observer, tensorboard_observer())
     with World() as world, Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())

@@ -31,7 +31,7 @@ class Study:
         stand_in: task that is run where the paper's data are not at hand.
         shown_as: what the stand-in's data are called in headings.
         methods: rows of the comparison; `{ranks}` is the scale's.
-        kind: which of a scale's options it is run with: images, text, throughput (accuracy means nothing), times.
+        kind: which of a scale's options it is run with: images, text, throughput (of noise), times, trace.
     """
 
     network: str
@@ -40,7 +40,7 @@ class Study:
     stand_in: str
     shown_as: str
     methods: tuple[str, ...]
-    kind: Literal["images", "text", "throughput", "times"]
+    kind: Literal["images", "text", "throughput", "times", "trace"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ STUDIES = {
     "times-resnet18": Study("ResNet-18", "cifar100", "CIFAR-100", "fashion-mnist", FASHION, ("sgd",), "times"),
     "times-resnet50": Study("ResNet-50", "cifar100-resnet50", "CIFAR-100", "synthetic-imagenet", NOISE, ("sgd",),
                             "times"),
+    "traced": Study("ResNet-18", "cifar100", "CIFAR-100", "fashion-mnist", FASHION, (f"{LU}:trace=true",), "trace"),
 }  # fmt: skip
 
 _TEN, _HUNDRED = ("cifar10", "cifar10-resnet50"), ("cifar100", "cifar100-resnet50")
@@ -93,7 +94,7 @@ _ROWS = (
     Exhibit("table8", "Speed-up beside DDP, CIFAR-100", "speed-up", bench=_BENCH),
     Exhibit("table9", "Times of forward and backward passes", "pass times", ("times-resnet18", "times-resnet50")),
     Exhibit("table10", "Hyper-parameters", "hyper-parameters"),
-    Exhibit("figure1", "Decoupled backpropagation: who does what when", "timeline"),
+    Exhibit("figure1", "Decoupled backpropagation: who does what when", "timeline", ("traced",)),
     Exhibit("figure2", "Learning curves of Async LU and Async BU, CIFAR-100", "test curves", _HUNDRED),
     Exhibit("figure3", "Testing curves of Async LU and Async BU, CIFAR-10", "test curves", _TEN),
     Exhibit("figure4", "Testing curves of Async LU and Async BU, IMDb", "test curves", ("imdb",)),

@@ -86,7 +86,7 @@ def _study(study: Study, request: Request, messages: TextIO, *, quiet: bool) -> 
         "device": request.device,
         **({"data_dir": folder} if folder else {}),
     }
-    out = request.out / "runs" / (f"{task}-times" if study.kind == "times" else task)
+    out = request.out / "runs" / (f"{task}-{study.kind}" if study.kind in ("times", "trace") else task)
     out.parent.mkdir(parents=True, exist_ok=True)
     compare(resolve(CompareConfig, given, None), out, messages, quiet=quiet)
     (comparison,), _ = read_paths([out])
@@ -146,7 +146,7 @@ def _blocks(
         case "hyper-parameters":
             return show.hyper_parameters(published(exhibit.name), _recipes(exhibit.name))
         case "timeline":
-            return show.timeline(figure1(), exhibit.name, command)
+            return show.timelines(figure1(), founds, exhibit.name, command)
         case "test curves":
             return show.learning(founds, DRAWN[exhibit.name], "test_metric", exhibit.name, command)
         case "training curves":

@@ -17,7 +17,7 @@ class Scale:
         ranks: processes of methods that need several; the paper has one on each of 3 GPUs.
         images, text: of runs whose accuracy is of interest.
         throughput: of runs on noise, whose speed is.
-        times: of the runs that time passes.
+        times: of the runs that time passes, or trace them.
         bench_rounds, bench_seconds: of `asyncprop bench engine`.
         real: whether these options hold on the paper's own data, too; if not, those take the recipe's.
     """
@@ -38,7 +38,7 @@ class Scale:
             return {}
         if is_real and kind == "throughput":  # a ResNet-50 on real images is trained for its accuracy
             return self.images
-        return dict(getattr(self, kind))
+        return dict(getattr(self, "times" if kind == "trace" else kind))
 
 
 SCALES = {

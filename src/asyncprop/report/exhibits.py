@@ -12,7 +12,7 @@ from asyncprop.report.files import Comparison, RunFiles
 from asyncprop.report.page import Block, FigureBlock, TableBlock
 from asyncprop.report.published import Published, spread
 from asyncprop.report.rows import comparison
-from asyncprop.report.timeline import Timeline
+from asyncprop.report.timeline import Timeline, load_timeline
 from asyncprop.report.tracks import describe, draw
 from asyncprop.trace import Trace
 
@@ -199,8 +199,8 @@ def hyper_parameters(paper: Published, ours: dict[str, Row]) -> list[Block]:
 # ---- figures
 
 
-def timeline(trace: Trace, name: str, command: str) -> list[Block]:
-    """Figure 1: the timeline that the paper draws, predicted."""
+def timelines(trace: Trace, founds: Sequence[Found], name: str, command: str) -> list[Block]:
+    """Figure 1: the timeline that the paper draws, predicted, and one that was measured."""
     drawn = Timeline(trace)
     whole = (0.0, drawn.end_s)
     caption = (
@@ -208,7 +208,15 @@ def timeline(trace: Trace, name: str, command: str) -> list[Block]:
         "twice a forward pass. A black tick is the write of a layer; an arrow hands a loss over."
     )
     svg = draw(drawn, whole, name=name, title=caption)
-    return [FigureBlock(name, caption, f"{caption} {describe(drawn, whole)}", svg, command)]
+    blocks: list[Block] = [FigureBlock(name, caption, f"{caption} {describe(drawn, whole)}", svg, command)]
+    for found in founds:
+        measured = load_timeline(found.comparison.runs[0].path)
+        some, own = measured.window(4), f"{name}-measured"
+        caption = f"Measured: {found.network} on {found.data}, by {found.comparison.runs[0].label}"
+        svg = draw(measured, some, name=own, title=caption)
+        described = f"{caption}. {describe(measured, some)}"
+        blocks.append(FigureBlock(own, described, described, svg, command))
+    return blocks
 
 
 def learning(founds: Sequence[Found], methods: Sequence[str], key: str, name: str, command: str) -> list[Block]:
