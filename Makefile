@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check gpu-check bench clean
+.PHONY: setup demo test check browser gpu-check bench clean
 
 setup: $(READY)  ## install everything into .venv
 
@@ -23,8 +23,13 @@ demo: $(READY)  ## train a network by SGD and by Async LU (1 forward, 2 backward
 	  $(BIN)/asyncprop compare digits $(DEMO); \
 	fi
 
-test: check  ## lint, types, and all tests that need no GPU
+test: check browser  ## lint, types, and all tests that need no GPU
 	$(BIN)/pytest
+
+browser:  ## a headless Chromium, which looks at report pages; without one those tests are skipped, and pytest says so
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
+	  echo "chromium cannot be installed here: the tests that show pages in a browser will be skipped"
 
 check: $(READY)  ## lint and types
 	$(BIN)/ruff check .

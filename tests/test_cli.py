@@ -39,6 +39,8 @@ WRONG = [
     (["train", "digits", "--delay", "slow"], "delay must be like rank=1,seconds=0.5"),
     (["train", "digits", "--compensation", "some"], "--compensation must be 'none', 'constant' or 'adaptive'"),
     (["delays"], "comparisons must be given"),
+    (["report"], "runs must be given"),
+    (["report", "nowhere"], r"runs must be folders of runs or comparisons, or files of comparisons \(got nowhere"),
     (["train", "digits", "--config", "none.toml"], "config must be a readable file"),
     (["train", "--resume", "nowhere"], r"resume must be the folder of a run \(nowhere"),
     (["train", "digits", "--resume", "nowhere"], "resume takes no option but ranks"),

@@ -1,12 +1,15 @@
-"""Progress: what a run tells its user. A live line on a terminal, one line per epoch elsewhere, or nothing."""
+"""Progress: what a run tells its user. A live view on a terminal, one line per epoch elsewhere, or nothing."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live as Screen
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from asyncprop.dashboard import Dashboard
 
 if TYPE_CHECKING:
     from asyncprop.methods.train import Observer, Session
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
     from asyncprop.trace import Step
 
 REFRESH_S = 0.1
-"""Seconds between two looks of the live line: it must not cost what a small batch costs."""
+"""Seconds between two looks of the live view: it must not cost what a small batch costs."""
+ROOM = 8
+"""Lines that a terminal must have beside those for threads before they are drawn."""
 
 
 def progress_on(stream: TextIO, *, quiet: bool) -> Observer:
@@ -55,11 +60,42 @@ class Lines(Quiet):
         print(epoch_line(session, row), file=self._stream, flush=True)
 
 
+class All(Quiet):
+    """Tells several observers."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_start(self, session: Session, run: Run) -> None:
+        """Tell them that training starts."""
+        for observer in self._observers:
+            observer.on_start(session, run)
+
+    def on_step(self, session: Session, step: Step) -> None:
+        """Tell them of a step."""
+        for observer in self._observers:
+            observer.on_step(session, step)
+
+    def on_epoch(self, session: Session, row: dict[str, Any]) -> None:
+        """Tell them of an epoch."""
+        for observer in self._observers:
+            observer.on_epoch(session, row)
+
+    def close(self) -> None:
+        """Tell them that there is no more."""
+        for observer in self._observers:
+            observer.close()
+
+
 class Live(Quiet):
-    """Keeps one line up to date on a terminal, and leaves one line per epoch behind."""
+    """Keeps a few lines up to date on a terminal, and leaves one line per epoch behind.
+
+    A line for the run; below it, where the terminal is high enough, the threads, the queue, and staleness by layer.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._dashboard = Dashboard()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -70,9 +106,9 @@ class Live(Quiet):
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            transient=True,
             auto_refresh=False,
         )
+        self._screen = Screen(self._progress, console=console, transient=True, auto_refresh=False)
         self._bar: Any = None
         self._metric = "–"
         self._loss = self._staleness = 0.0
@@ -86,7 +122,7 @@ class Live(Quiet):
             epoch=f"{session.position.epoch + 1}/{session.epochs}", loss=0.0, metric=self._metric, rate=0.0,
             staleness=0.0,
         )  # fmt: skip
-        self._progress.start()
+        self._screen.start()
 
     def on_step(self, session: Session, step: Step) -> None:
         """Draw the line anew, ten times a second at most."""
@@ -105,15 +141,21 @@ class Live(Quiet):
 
     def close(self) -> None:
         """Take the live line away."""
-        self._progress.stop()
+        self._screen.stop()
 
     def _draw(self, session: Session) -> None:
         position = session.position
         self._progress.update(
             self._bar, completed=position.steps, epoch=f"{min(position.epoch + 1, session.epochs)}/{session.epochs}",
             loss=self._loss, metric=self._metric, rate=position.samples / max(position.train_s, 1e-9),
-            staleness=self._staleness, refresh=True,
+            staleness=self._staleness,
         )  # fmt: skip
+        statistics = session.trainer.statistics()
+        self._dashboard.add(statistics)
+        if self._console.height > len(statistics.threads) + ROOM:
+            self._screen.update(Group(self._progress, self._dashboard.draw(self._console.width)), refresh=True)
+        else:
+            self._screen.update(self._progress, refresh=True)
 
 
 def headline(session: Session, run: Run) -> str:

@@ -46,7 +46,12 @@ def join_rank(address: str) -> int:
 
 
 def train_rank(
-    config: TrainConfig, open_session: Callable[[World], Session], open_folder: Callable[[], Run], *, quiet: bool
+    config: TrainConfig,
+    open_session: Callable[[World], Session],
+    open_folder: Callable[[], Run],
+    *,
+    quiet: bool,
+    tensorboard: bool = False,
 ) -> int:
     """Train as the rank that the launcher has made this process, or alone; return the exit code.
 
@@ -55,11 +60,12 @@ def train_rank(
         open_session: makes what is trained, in its place among the ranks.
         open_folder: opens the run's folder; called on the first rank.
         quiet: tell nothing but the result.
+        tensorboard: write what is told for TensorBoard, too.
     """
     from asyncprop.exchange import World
 
     with World(tolerant=is_tolerant(config), timeout_s=config.timeout or 10.0) as world:
-        return _train_in(world, config, open_session, open_folder, quiet=quiet)
+        return _train_in(world, config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
 
 
 def _train_in(
@@ -69,6 +75,7 @@ def _train_in(
     open_folder: Callable[[], Run],
     *,
     quiet: bool,
+    tensorboard: bool = False,
 ) -> int:
     import torch
 
@@ -77,12 +84,16 @@ def _train_in(
     from asyncprop.interrupt import Interrupt
     from asyncprop.methods.train import Interrupted
     from asyncprop.methods.train import train as train_session
-    from asyncprop.progress import progress_on
+    from asyncprop.progress import All, progress_on
     from asyncprop.runs import open_run
     from asyncprop.tasks import get_task
 
     keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
     observer = progress_on(sys.stderr, quiet=quiet)
+    if tensorboard:
+        from asyncprop.loggers import tensorboard_observer
+
+        observer = All(observer, tensorboard_observer())
     with Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())

@@ -53,6 +53,7 @@ WORKLOADS = {
     for workload in (
         Workload("resnet18-width16", "synthetic-images", width=16),
         Workload("resnet18-width8", "synthetic-images", width=8, batch_size=32),
+        Workload("resnet50", "synthetic-imagenet", width=8, batch_size=4),
         Workload("lstm", "synthetic-text"),
         Workload("transformer", "synthetic-characters"),
         Workload("mlp", "synthetic-vectors"),

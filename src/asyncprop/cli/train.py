@@ -30,6 +30,7 @@ def train(
     resume: Path | None = None,
     join: str | None = None,
     replacements: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    tensorboard: bool = False,
     quiet: bool = False,
 ) -> int:
     """Train TASK by one method, into a run folder.
@@ -43,6 +44,7 @@ def train(
             --ranks is given.
         join: Address HOST:PORT, as told at the start, of ranks that gossip: train with them as one more.
         replacements: Ranks that may be started anew for ranks that were killed, where the others go on.
+        tensorboard: Write scalars and histograms for TensorBoard, in the run's folder.
         quiet: Print the result only.
     """
     from asyncprop.rank import join_rank, print_result
@@ -55,18 +57,25 @@ def train(
         return join_rank(join)
     if resume is None:
         resolved = resolve(TrainConfig, given, config)
-        return _train(resolved, None, lambda: create_run(out, resolved), quiet=quiet, replacements=replacements)
-    if set(given) - {"ranks"} or config or out:
-        raise ValueError(f"resume takes no option but ranks: the run goes on as {resume / 'config.toml'} says")
-    resolved = read_config(resume).model_copy(update=given)
-    if result := read_result(resume):
-        return print_result(result, resume)
-    checkpoint = resume / "checkpoint"
-    return _train(resolved, checkpoint, lambda: open_run(resume), quiet=quiet, replacements=replacements)
+        checkpoint, open_folder = None, lambda: create_run(out, resolved)
+    else:
+        if set(given) - {"ranks"} or config or out:
+            raise ValueError(f"resume takes no option but ranks: the run goes on as {resume / 'config.toml'} says")
+        resolved = read_config(resume).model_copy(update=given)
+        if result := read_result(resume):
+            return print_result(result, resume)
+        checkpoint, open_folder = resume / "checkpoint", lambda: open_run(resume)
+    return _train(resolved, checkpoint, open_folder, quiet=quiet, tensorboard=tensorboard, replacements=replacements)
 
 
 def _train(
-    config: TrainConfig, checkpoint: Path | None, open_folder: Callable[[], Run], *, quiet: bool, replacements: int
+    config: TrainConfig,
+    checkpoint: Path | None,
+    open_folder: Callable[[], Run],
+    *,
+    quiet: bool,
+    tensorboard: bool,
+    replacements: int,
 ) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch, launch_tolerant
@@ -79,7 +88,7 @@ def _train(
     ranks = config.ranks or 1
     if not is_rank():
         if ranks == 1:
-            return train_rank(config, open_session, open_folder, quiet=quiet)
+            return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
         if is_tolerant(config):
             code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements)
         else:
@@ -87,7 +96,8 @@ def _train(
         return complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    return train_rank(config, open_session, open_folder, quiet=quiet or os.environ["RANK"] != "0")
+    quiet = quiet or os.environ["RANK"] != "0"
+    return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
 
 
 def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:

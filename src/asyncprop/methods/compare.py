@@ -40,6 +40,8 @@ class Planned:
 def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet: bool = False) -> dict[str, Any]:
     """Make all runs that are not finished yet, and return their comparison (see `report.rows`).
 
+    It is written to `comparison.json` in their folder, too, with the folders' names by row under `runs`.
+
     Args:
         config: what to compare.
         out: folder of the runs; None for a new one under `compare/`. Finished runs in it are kept.
@@ -64,15 +66,19 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
         name = f"[{number}/{len(plan)}] {planned.label} seed {planned.config.seed}"
         console.print(f"{name}: {_make(planned, console, name)}", markup=False, soft_wrap=True)
     results: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[str]] = {label: [] for label in variants}
     for planned in sorted(plan, key=lambda planned: planned.config.seed):
         result = read_result(planned.folder)
         assert result
         results.setdefault(planned.label, []).append(result)
+        runs[planned.label].append(planned.folder.name)
     compared = comparison({label: results[label] for label in variants}, target)
     for row in compared["rows"]:
         row["options"] = {option: value for option, value in variants[row["method"]].items() if option != "method"}
-    made = {"config": config.model_dump(mode="json"), "environment": environment()}
-    return {**compared, **({"tuning": tuning} if tuning else {}), **made}
+    made = {"config": config.model_dump(mode="json"), "runs": runs, "environment": environment()}
+    whole = {**compared, **({"tuning": tuning} if tuning else {}), **made}
+    write_json(out / "comparison.json", whole)
+    return whole
 
 
 def _tune(

@@ -50,7 +50,7 @@ COMPARISON: Columns = {
 def print_comparison(comparison: dict[str, Any], stream: TextIO) -> None:
     """Print the rows of a comparison."""
     print(comparison_title(comparison), file=stream)
-    print_table(stream, list(COMPARISON), _cells(COMPARISON, comparison["rows"]), numbers_from=1)
+    print_table(stream, list(COMPARISON), cells(COMPARISON, comparison["rows"]), numbers_from=1)
 
 
 def comparison_title(comparison: dict[str, Any]) -> str:
@@ -64,7 +64,7 @@ def comparison_title(comparison: dict[str, Any]) -> str:
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
     """Return a comparison in Markdown, with the command, the commit and the machine."""
-    table = markdown_table(list(COMPARISON), _cells(COMPARISON, comparison["rows"]))
+    table = markdown_table(list(COMPARISON), cells(COMPARISON, comparison["rows"]))
     return f"# {comparison_title(comparison)}\n\n{table}\n{provenance(comparison['environment'])}\n"
 
 
@@ -77,7 +77,13 @@ def provenance(environment: dict[str, Any]) -> str:
     )
 
 
-def _cells(columns: Columns, rows: list[Row]) -> list[list[str]]:
+def markdown_cell(value: Any) -> str:
+    """Return a value as a cell: a dash for nothing, and no bar that would end the cell."""
+    return "–" if value is None else str(value).replace("|", "/")
+
+
+def cells(columns: Columns, rows: list[Row]) -> list[list[str]]:
+    """Return the text of each row's cells."""
     return [[cell(row) for cell in columns.values()] for row in rows]
 
 
@@ -112,7 +118,7 @@ ENGINE: Columns = {
 def print_bench(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench engine`."""
     print("ms per batch of the whole machine, medians", file=stream)
-    print_table(stream, list(ENGINE), _cells(ENGINE, figures["workloads"]), numbers_from=1)
+    print_table(stream, list(ENGINE), cells(ENGINE, figures["workloads"]), numbers_from=1)
     for workload in figures["workloads"]:
         if others := workload.get("sweep"):
             print(f"{workload['name']}, other threads and lanes, efficiency", file=stream)
@@ -122,7 +128,7 @@ def print_bench(figures: dict[str, Any], stream: TextIO) -> None:
 
 def engine_markdown(figures: dict[str, Any]) -> str:
     """Return the figures of `bench engine` in Markdown."""
-    table = markdown_table(list(ENGINE), _cells(ENGINE, figures["workloads"]))
+    table = markdown_table(list(ENGINE), cells(ENGINE, figures["workloads"]))
     return f"# ms per batch of the whole machine, medians\n\n{table}\n{provenance(figures['environment'])}\n"
 
 
@@ -144,7 +150,7 @@ MEMORY: Columns = {
 
 def print_memory(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench memory`."""
-    print_table(stream, list(MEMORY), _cells(MEMORY, figures["rows"]), numbers_from=1)
+    print_table(stream, list(MEMORY), cells(MEMORY, figures["rows"]), numbers_from=1)
 
 
 def _mib(size: float) -> str:
@@ -162,7 +168,7 @@ PARTITION: Columns = {
 
 def print_partition(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench partition`."""
-    print_table(stream, list(PARTITION), _cells(PARTITION, figures["rows"]), numbers_from=2)
+    print_table(stream, list(PARTITION), cells(PARTITION, figures["rows"]), numbers_from=2)
 
 
 GPU: Columns = {
@@ -177,4 +183,4 @@ GPU: Columns = {
 def print_gpu(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench gpu`."""
     print(figures["device"], file=stream)
-    print_table(stream, list(GPU), _cells(GPU, figures["rows"]), numbers_from=2)
+    print_table(stream, list(GPU), cells(GPU, figures["rows"]), numbers_from=2)

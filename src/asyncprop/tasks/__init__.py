@@ -81,6 +81,11 @@ def _synthetic_images(folder: Path | None) -> Split:
     return memory.synthetic_images(2560, 500, channels=1, size=28, classes=10, augment=False)
 
 
+def _synthetic_imagenet(folder: Path | None) -> Split:
+    """ImageNet's shape, for how fast it goes; ten classes, as a prototype of each of a thousand takes 600 MB."""
+    return memory.synthetic_images(128, 32, channels=3, size=224, classes=10, augment=False)
+
+
 def _synthetic_text(folder: Path | None) -> Split:
     return memory.synthetic_text(1280, 500, vocabulary=1000, length=100)
 
@@ -131,6 +136,8 @@ _ROWS = (
          partial(_transformer, 128, CONTEXT), recipes.SHAKESPEARE, target=0.50),
     Task("synthetic-images", "ResNet-18 on 28x28 noise", "synthetic", _synthetic_images,
          partial(_resnet18, 10, 1, "cifar"), recipes.SYNTHETIC, target=0.95),
+    Task("synthetic-imagenet", "ResNet-50 on 224x224 noise, for its speed", "synthetic", _synthetic_imagenet,
+         partial(_resnet50, 1000, 3, "imagenet"), recipes.SYNTHETIC, target=0.95),
     Task("synthetic-text", "LSTM on random sequences of 100", "synthetic", _synthetic_text,
          partial(_lstm, 1000), recipes.SYNTHETIC_SEQUENCES, target=0.90, large_tensors=True),
     Task("synthetic-characters", "transformer on a random language", "synthetic", _synthetic_characters,
