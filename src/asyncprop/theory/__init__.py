@@ -14,8 +14,8 @@ The paper's symbols are allowed in this package, and nowhere else:
     p*, h         stationary density, its logarithm                     between a pass's read and its write
     G, alpha      largest gradient norm; smoothness (largest curvature) of the loss
 
-`version="as printed"` gives a formula as the paper has it, `"corrected"` what its own premises lead to; docs/theory.md tells
-which of them agrees with measurements. Everything here needs torch alone: engines are trained in `bench/theory`.
+`version="as printed"` gives a formula as the paper has it, `"corrected"` what its own premises lead to; docs/theory.md
+tells which of them agrees with measurements. Everything here needs torch alone: engines are trained in `bench/theory`.
 """
 
 from asyncprop.theory.bias import Comparison, Probe, bias_bound, compare

@@ -23,8 +23,8 @@ LossFn = Callable[[nn.Module, Any], Any]
 def bias_bound(G: float, alpha: float, eta: float, tau_max: float) -> float:
     """Return the largest bias norm, G x/(1 - x) with x = alpha eta tau_max; infinity, no bound, from x = 1 on.
 
-    Why: parameters move by at most eta (G + |b|) an update, |b| being the bias; in tau_max updates by tau_max times that;
-    and a gradient changes by at most alpha times as much: |b| <= x (G + |b|).
+    Why: parameters move by at most eta (G + |b|) an update, |b| being the bias; in tau_max updates by tau_max times
+    that; and a gradient changes by at most alpha times as much: |b| <= x (G + |b|).
 
     Args:
         G: largest norm of a sequential gradient.
@@ -90,8 +90,8 @@ class Sample:
 class Probe:
     """Watches some passes of an engine, and compares their gradients with fresh ones on the same batches.
 
-    It needs nothing of the engine but its `loss_fn`: the module that an engine hands to it is the copy of the model (the
-    lane) that carries this one batch, so hooks on that module's parameters see this pass's gradient and no other.
+    It needs nothing of the engine but its `loss_fn`: the module that an engine hands to it is the copy of the model
+    (the lane) that carries this one batch, so hooks on its parameters see this pass's gradient and no other.
 
         probe = Probe(model, loss_fn, every=50)
         with Engine(model, optimizer, probe.loss_fn, ...) as engine:
@@ -101,10 +101,10 @@ class Probe:
 
     The fresh gradient is the one that sequential training would compute on the batch with the parameters as they are
     when the asynchronous backward pass begins: updates that land later, during it, are not counted as staleness. It is
-    computed by `measure`, on the thread that calls it. Cost: for each watched pass one more forward and backward pass, and
-    a copy of parameters, buffers and gradients, held until it is measured; so 1/every of training's compute. Passes that
-    are not watched pay for one comparison of integers. Dropout draws other masks in the fresh pass: turn it off, or
-    read its noise as bias.
+    computed by `measure`, on the thread that calls it. Cost: for each watched pass one more forward and backward pass,
+    and a copy of parameters, buffers and gradients, held until it is measured; so 1/every of training's compute, where
+    passes are long beside calls of Python. A pass that is not watched pays for a lock and a count. Dropout draws other
+    masks in the fresh pass: turn it off, or read its noise as bias.
 
     Args:
         model: the engine's model.
@@ -141,7 +141,8 @@ class Probe:
     def collect(self, *, drained: bool = False) -> list[Sample]:
         """Return the watched passes that are over, and forget them.
 
-        A pass is known to be over when its lane carries the next one; or if nothing is in flight, which you say by `drained`.
+        A pass is known to be over when its lane carries the next one; or, which you say by `drained`, if nothing is in
+        flight.
         """
         for lane in list(self._open) if drained else ():
             self._end(lane)
@@ -162,15 +163,15 @@ class Probe:
             for name, buffer in self._twin.named_buffers():
                 buffer.copy_(sample.buffers[name])
         losses = self._loss_fn(self._twin, sample.batch)
-        total = sum(losses) if isinstance(losses, list | tuple) else losses
+        total = torch.stack(tuple(losses)).sum() if isinstance(losses, list | tuple) else losses
         total.backward()
         return {name: p.grad.clone() for name, p in self._twin.named_parameters() if p.grad is not None}
 
     def _backward_begins(self, sample: Sample, model: nn.Module, gradient: Tensor) -> None:
         """Copy the parameters.
 
-        Assumes: other passes may write them meanwhile. The race: a parameter may be copied before an update that another
-        parameter is copied after; such a mix is what any pass reads.
+        Guarantees: nothing; other passes may write them meanwhile. The race: one parameter may be copied before an
+        update and another after it; such a mix is what any pass reads.
         """
         sample.parameters = _values(dict(model.named_parameters()))
 

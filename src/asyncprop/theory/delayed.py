@@ -1,7 +1,7 @@
 """Delayed: the exact stationary covariance of SGD whose gradients are some updates old, on a quadratic loss.
 
-The paper takes staleness for independent noise (Eq. 3, 4). It is not: the parameters that a pass has read are those of
-some updates ago, on the way to those that it writes. Here nothing is approximated but that delays are drawn independently:
+The paper takes staleness for independent noise (Eq. 3, 4). It is not: the parameters that a pass has read are those
+of some updates ago, on the way to those that it writes. Nothing is approximated here, but that delays are independent:
 
     theta[n+1] = theta[n] - eta (H theta[n - tau_n] + noise_n)
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 Noise = Tensor | Callable[[Tensor], Tensor]
-"""Covariance of a gradient's noise, of shape (k, k); or a function that gives it for the covariance of the parameters."""
+"""Covariance of a gradient's noise, of shape (k, k); or a function that gives it for the parameters' covariance."""
 
 ROUNDS = 200
-"""Fixed-point rounds at most, for noise that depends on the covariance; each gains a factor of about eta × curvature."""
+"""Fixed-point rounds at most, for noise that depends on the covariance; they converge if training does."""
 
 
 def delayed_covariance(hessian: Tensor, noise: Noise, eta: float, delays: Sequence[float] = (1.0,)) -> Tensor:

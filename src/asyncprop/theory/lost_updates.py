@@ -1,8 +1,8 @@
 """Lost updates: how many of the increments that passes wrote without locks are missing from the parameters.
 
 Two passes that write the same float at once both read the old value; then one increment is lost. To count them, every
-gradient is replaced by ones, after it has been computed: each update then takes exactly one QUANTUM off each parameter,
-and what is missing in the end was lost. Passes take the time that they always take, and compute what they always compute.
+gradient is replaced by ones, after it has been computed: each update then takes exactly one QUANTUM off each float, and
+what is missing in the end was lost. Passes compute what they always compute, and take as long.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ class LostUpdates:
 class UpdateCounter:
     """Makes every update of `model` countable; make it before the engine, and the model is of no other use after.
 
-    Train with `torch.optim.SGD(model.parameters(), lr=QUANTUM)`, without momentum, weight decay or clipping. Weights move
-    by one QUANTUM (a millionth) an update, so that losses stay finite.
+    Train with `torch.optim.SGD(model.parameters(), lr=QUANTUM)`, without momentum, weight decay or clipping. Weights
+    move by one QUANTUM (a millionth) an update, so that losses stay finite.
 
     Args:
-        model: float32 parameters, each below 8 in absolute value. They are rounded to multiples of QUANTUM, and get hooks
-            that replace their gradients by ones; the lanes of an engine take these over.
+        model: float32 parameters, each below 7 in absolute value. They are rounded to multiples of QUANTUM, and get
+            hooks that replace their gradients by ones; the lanes of an engine take these over.
+
+    Raises:
+        ValueError: for other parameters, whose sums would be rounded.
     """
 
     def __init__(self, model: nn.Module) -> None:

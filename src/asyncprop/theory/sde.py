@@ -1,7 +1,7 @@
 """SDE: asynchronous training as a stochastic differential equation, its drift, its diffusion, and paths of it.
 
-Source: Sec. 5, Eq. 2 to 6. One unit of time is one update. Not carried over from the print: Eq. 5 leaves out the dt after
-mu; the text before it swaps sigma_SGD and sigma_STALE once; it calls sigma_STALE a variance, and Eq. 6 squares it.
+Source: Sec. 5, Eq. 2 to 6. One unit of time is one update. Not carried over from the print: Eq. 5 leaves out the dt
+after mu; the text swaps sigma_SGD and sigma_STALE once, and calls sigma_STALE a variance, where Eq. 6 squares it.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ def speed_up(
     """Return the speed-up of an endless training.
 
     As printed it is 1 + beta, whatever K: a backward thread is always free. Corrected, a steady state does
-    min(F/T, K/(beta T), L/((1+beta) T)) passes a second: exactly that, if all passes take equally long, as these are the
-    circuits of the timed event graph (a forward thread's next pass waits for its last; a backward thread's likewise; a
-    lane's next pass waits for both). Devices bound it by D/u.
+    min(F/T, K/(beta T), L/((1+beta) T)) passes a second: exactly that, if all passes take equally long, as these are
+    the circuits of the timed event graph (a forward thread's next pass waits for its last; a backward thread's
+    likewise; a lane's next pass waits for both). Devices bound it by D/u.
 
     Args:
         beta: backward time / forward time, > 0.

@@ -11,6 +11,8 @@ from typing import Literal
 from asyncprop.theory.timeline import Update
 from asyncprop.theory.version import Version, check_version
 
+Over = Literal["mean", "sum"]
+
 
 def block_delays(M: int, beta: float, T: float = 1.0, *, version: Version = "corrected") -> list[float]:
     """Return how long the gradient of each layer, from the input, waits for its block update.
@@ -29,14 +31,14 @@ def block_delay(
     beta: float,
     T: float = 1.0,
     *,
-    over_layers: Literal["mean", "sum"] = "mean",
+    over_layers: Over = "mean",
     version: Version = "corrected",
 ) -> float:
     """Return tau, the time by which block updates come later than layer updates.
 
     As printed it is beta T (M-1)/2, called an average. That is the sum over the layers of their corrected delays, and
-    grows with M; the mean is beta T (M-1)/(2M), and is never above half a backward pass. (The printed sum from m = 1 to M
-    of beta T m/M is neither: it is beta T (M+1)/2.)
+    grows with M; the mean is beta T (M-1)/(2M), and is never above half a backward pass. (The printed sum from m = 1
+    to M of beta T m/M is neither: it is beta T (M+1)/2.)
 
     Args:
         M: layers.
@@ -66,9 +68,7 @@ def windows(M: int, beta: float, T: float = 1.0, *, wait: float = 0.0, update: U
     return [T * (M - layer) / M + wait + beta * T * after[layer] for layer in range(M)]
 
 
-def expected_staleness(
-    window: float, rate: float, L: int, *, phases: Literal["random", "even"] = "random"
-) -> float:
+def expected_staleness(window: float, rate: float, L: int, *, phases: Literal["random", "even"] = "random") -> float:
     """Return how many updates of other passes land in a window that ends with one's own update.
 
     Args:

@@ -45,8 +45,9 @@ def log_density_slope(
     """Return the derivative of h in one dimension, with the drift and the diffusion of Eq. 6 written out (Eq. 12).
 
     As printed: -(gradient + sigma_stale² third) / (eta (sigma_sgd² + sigma_stale² curvature)). That is not what
-    inserting the printed Eq. 6 into Eq. 11 gives: the gradient lacks a factor 2, the third derivative has 1/eta too many.
-    Corrected, with Eq. 6 corrected: -(2/eta gradient + 2 sigma_stale² curvature third) / (sigma_sgd² + sigma_stale² curvature²).
+    inserting the printed Eq. 6 into Eq. 11 gives: the gradient lacks a factor 2, the third derivative has 1/eta too
+    many. Corrected, with Eq. 6 corrected:
+    -(2/eta gradient + 2 sigma_stale² curvature third) / (sigma_sgd² + sigma_stale² curvature²).
 
     Args:
         gradient, curvature, third: first three derivatives of the loss.
@@ -104,7 +105,8 @@ def quadratic_variance(
     """Return the stationary variance of a parameter whose loss is a theta²/2 (an Ornstein-Uhlenbeck process).
 
     Corrected, all equations agree: eta (sigma_sgd² + a² sigma_stale²) / (2a). As printed they don't, even without
-    staleness: Eq. 5 (and 2) give half of that, Eq. 12 twice, and p* ∝ exp(-L/eta) of Sec. 5 gives eta/a whatever the noise.
+    staleness: Eq. 5 (and 2) give half of that, Eq. 12 twice, and p* ∝ exp(-L/eta) of Sec. 5 gives eta/a, whatever the
+    noise.
 
     Args:
         a: curvature.
@@ -131,10 +133,13 @@ def stationary_covariance(hessian: Tensor, D: Tensor, eta: float, *, version: Ve
         version: of Eq. 5: √D or √(2D).
     """
     check_version(version)
-    per_update = amplitude(D, version=version).square().diag() if D.ndim == 1 else D if version == "as printed" else 2 * D
+    per_update = (
+        amplitude(D, version=version).square().diag() if D.ndim == 1 else D if version == "as printed" else 2 * D
+    )
     curvatures, basis = torch.linalg.eigh(hessian)
     inner: Tensor = basis.T @ per_update @ basis / (eta * (curvatures[:, None] + curvatures[None, :]))
-    return basis @ inner @ basis.T
+    covariance: Tensor = basis @ inner @ basis.T
+    return covariance
 
 
 def _gradient(value: Tensor, at: Tensor) -> Tensor:
