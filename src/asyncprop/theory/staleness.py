@@ -12,6 +12,7 @@ from asyncprop.theory.timeline import Update
 from asyncprop.theory.version import Version, check_version
 
 Over = Literal["mean", "sum"]
+Phases = Literal["random", "even"]
 
 
 def block_delays(M: int, beta: float, T: float = 1.0, *, version: Version = "corrected") -> list[float]:
@@ -68,7 +69,7 @@ def windows(M: int, beta: float, T: float = 1.0, *, wait: float = 0.0, update: U
     return [T * (M - layer) / M + wait + beta * T * after[layer] for layer in range(M)]
 
 
-def expected_staleness(window: float, rate: float, L: int, *, phases: Literal["random", "even"] = "random") -> float:
+def expected_staleness(window: float, rate: float, L: int, *, phases: Phases = "random") -> float:
     """Return how many updates of other passes land in a window that ends with one's own update.
 
     Args:

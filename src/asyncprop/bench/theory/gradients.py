@@ -15,6 +15,7 @@ from torch.func import hessian
 from asyncprop.bench.theory.network import find_place, flat_loss, penalised
 from asyncprop.bench.theory.quadratic import PASS_S, Regression, half_square
 from asyncprop.bench.theory.rows import Row, mean_of
+from asyncprop.bench.workloads import LEARNING_RATE, WORKLOADS
 from asyncprop.delay import Delay
 from asyncprop.engine import Coupled, Engine
 from asyncprop.tasks import Batches, get_task
@@ -23,6 +24,9 @@ from asyncprop.theory.bias import Sample
 
 WORKERS = 4
 EVERY = 20
+NEVER = 10**9
+EPOCHS = 12
+COSTLY, COSTLY_BATCHES = "resnet18-width8", 60
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -64,7 +68,7 @@ def watch(
 
 def bias_rows(seeds: int) -> list[Row]:
     """Return all rows of the gradient's bias."""
-    return [*_regression_bias(seeds), *_network_bias(seeds), *_digits_bias(seeds)]
+    return [*_regression_bias(seeds), *_network_bias(seeds), *_digits_bias(seeds), *_cost(seeds)]
 
 
 def _regression_bias(seeds: int) -> Iterator[Row]:
@@ -107,23 +111,40 @@ def _network_bias(seeds: int) -> Iterator[Row]:
 def _digits_bias(seeds: int) -> Iterator[Row]:
     """Yield the cosine on a real task, in the first and in the last third; its smoothness is unknown, so no bound."""
     learning_rate = 0.05
-    runs = [_digits(learning_rate, seed, every=EVERY) for seed in range(seeds)]
-    case = f"digits, η = {learning_rate}, 2 workers, each {EVERY}th pass"
+    task = get_task("digits")
+    train = task.load().train
+    runs = []
+    for seed in range(seeds):
+        batches = [batch for epoch in range(EPOCHS) for batch in Batches(train, 32, seed=seed, epoch=epoch)]
+        model = task.build(seed=seed)
+        runs.append(watch(model, task.loss, batches, learning_rate, workers=WORKERS, wait_s=PASS_S, every=EVERY))
+    case = f"digits, η = {learning_rate}, {WORKERS} workers, {EPOCHS} epochs, τ_max = {max(run.oldest for run in runs)}"
     for name, part in (("first", 0), ("last", 2)):
         thirds = [run.comparisons[part * len(run.comparisons) // 3 :][: len(run.comparisons) // 3] for run in runs]
         for quantity, value in (("cosine", _cosine), ("norm ratio", _norm_ratio)):
             values = tuple(mean_of([value(comparison) for comparison in third]) for third in thirds)
             yield Row("gradient bias", f"{quantity}, applied and fresh, {name} third", case, "Sec. 5", measured=values)
-    bare = [_digits(learning_rate, seed, every=10**9).seconds for seed in range(seeds)]
-    ratios = tuple(run.seconds / alone for run, alone in zip(runs, bare, strict=True))
-    yield Row("gradient bias", "time with the probe / without", case, "-", corrected=1 + 1 / EVERY, measured=ratios)
 
 
-def _digits(learning_rate: float, seed: int, *, every: int) -> Watched:
-    task = get_task("digits")
-    train = task.load().train
-    batches = [batch for epoch in range(12) for batch in Batches(train, 32, seed=seed, epoch=epoch)]
-    return watch(task.build(seed=seed), task.loss, batches, learning_rate, workers=2, wait_s=0.0, every=every)
+def _cost(seeds: int) -> Iterator[Row]:
+    """Yield how much longer training takes with the probe, where passes compute and the cores are busy."""
+    workload, ratios = WORKLOADS[COSTLY], []
+    for seed in range(seeds):
+        seconds = []
+        for every in (EVERY, NEVER):
+            trained, batches = workload.make(seed), workload.batches()
+            some = [next(batches) for _ in range(COSTLY_BATCHES)]
+            run = watch(trained.model, trained.loss, some, LEARNING_RATE, workers=2, wait_s=0.0, every=every)
+            seconds.append(run.seconds)
+        ratios.append(seconds[0] / seconds[1])
+    yield Row(
+        section="gradient bias",
+        quantity="time with the probe / without",
+        case=f"{COSTLY}, 2 workers, each {EVERY}th pass watched",
+        equation="1 + 1/every",
+        corrected=1 + 1 / EVERY,
+        measured=tuple(ratios),
+    )
 
 
 def _bias_of(case: str, runs: Sequence[Watched], smoothness: Sequence[float], learning_rate: float) -> Iterator[Row]:

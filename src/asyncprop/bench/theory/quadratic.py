@@ -106,7 +106,7 @@ def _train(
 ) -> Watch:
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     crew = Coupled(workers, intraop_threads=1)
-    with Engine(model, optimizer, half_square, workers=crew, turn=turn, delays=delays) as engine:
+    with Engine(model, optimizer, turn.watching(half_square), workers=crew, turn=turn, delays=delays) as engine:
         for _ in engine.run(task.batches(updates, seed)):
             pass
     return turn

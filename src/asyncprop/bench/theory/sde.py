@@ -92,13 +92,13 @@ def _residuals() -> Iterator[Row]:
     }
     yield Row(
         section="stationary density",
-        quantity="largest |dp/dt|/p of Eq. 7's density under Eq. 5",
-        case="loss θ²/2 + θ⁴/4, |θ| <= 1.5",
+        quantity="largest dp/dt ÷ p of Eq. 7's density under Eq. 5",
+        case="loss θ²/2 + θ⁴/4, θ from -1.5 to 1.5",
         equation="Eq. 5, 7, 8",
         as_printed=residuals["as printed"],
         corrected=residuals["corrected"],
         twin=0.0,
-        twin_is="0: stationary",
+        twin_is="stationary",
     )
 
 

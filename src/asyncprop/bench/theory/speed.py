@@ -20,7 +20,7 @@ from asyncprop.theory import (
     speed_up,
     windows,
 )
-from asyncprop.theory.staleness import Over
+from asyncprop.theory.staleness import Over, Phases
 from asyncprop.theory.timeline import Update
 from asyncprop.trace import Step
 
@@ -30,11 +30,13 @@ THREADS = ((1, 1, 2), (1, 2, 3), (1, 4, 5), (2, 2, 4), (2, 4, 6), (1, 2, 2))
 """Forward threads, backward threads, lanes. The last has fewer lanes than it needs."""
 COMPUTING = "resnet18-width16"
 COMPUTING_BATCHES = 16
+SECTIONS = ("speed-up", "staleness")
 
 
 def speed_rows(seeds: int) -> list[Row]:
     """Return all rows."""
-    return [*_waiting_speed_ups(seeds), *_computing_speed_ups(seeds), *_delays(seeds), *_staleness(seeds)]
+    rows = [*_waiting_speed_ups(seeds), *_computing(seeds), *_delays(seeds), *_staleness(seeds)]
+    return sorted(rows, key=lambda row: SECTIONS.index(row.section))
 
 
 def _waiting_speed_ups(seeds: int) -> Iterator[Row]:
@@ -71,16 +73,18 @@ def _speed_up_and_beta(steps: Sequence[Step], seconds: float) -> tuple[float, fl
     return (forward_s + backward_s) / seconds, backward_s / forward_s
 
 
-def _computing_speed_ups(seeds: int) -> Iterator[Row]:
-    """Yield the speed-up of passes that compute, on a device per core; sequential training fills one."""
+def _computing(seeds: int) -> Iterator[Row]:
+    """Yield speed-up and staleness of passes that compute, on a device per core; sequential training fills one."""
     workload, devices = WORKLOADS[COMPUTING], available_cores()
     for forward, backward, lanes in ((1, 2, 3), (2, 2, devices)):
-        values, betas = [], []
+        values, betas, predicted_ages, ages = [], [], [], []
         for seed in range(seeds):
-            alone, steps = _computing(workload, None, seed)
-            beside, _ = _computing(workload, Decoupled(forward, backward, lanes=lanes, intraop_threads=1), seed)
+            alone, steps = _steady_state(workload, None, seed)
+            beside, stale = _steady_state(workload, Decoupled(forward, backward, lanes=lanes, intraop_threads=1), seed)
             values.append(alone / beside)
             betas.append(_speed_up_and_beta(steps, alone)[1])
+            predicted_ages.append(_expected_staleness(stale, 1 / beside, lanes, "layer", "random"))
+            ages.append(mean_of([step.mean_staleness for step in stale]))
         beta = mean_of(betas)
         predicted = speed_up(beta, forward, backward, L=lanes, D=devices)
         yield Row(
@@ -92,9 +96,17 @@ def _computing_speed_ups(seeds: int) -> Iterator[Row]:
             corrected=predicted.value,
             measured=tuple(values),
         )
+        yield Row(
+            section="staleness",
+            quantity=f"mean staleness of layer updates, {devices} cores computing ({COMPUTING}), updates",
+            case=f"{forward}F {backward}B, {lanes} lanes; random phases",
+            equation="Sec. 3.4",
+            corrected=mean_of(predicted_ages),
+            measured=tuple(ages),
+        )
 
 
-def _computing(workload: Workload, workers: Decoupled | None, seed: int) -> tuple[float, list[Step]]:
+def _steady_state(workload: Workload, workers: Decoupled | None, seed: int) -> tuple[float, list[Step]]:
     """Return the seconds of a batch in the steady state (without workers: of sequential training), and the Steps."""
     trained, batches = workload.make(seed), workload.batches()
     with Engine(
@@ -143,7 +155,7 @@ def _staleness(seeds: int) -> Iterator[Row]:
             yield Row(
                 section="staleness",
                 quantity=f"mean staleness of {update} updates, updates",
-                case=f"{forward}F {backward}B, {lanes} lanes, M = {layers}",
+                case=f"{forward}F {backward}B, {lanes} lanes, M = {layers}; even phases",
                 equation="Sec. 3.4",
                 corrected=mean_of([predicted for _, predicted, _ in runs]),
                 twin=mean_of([counted for _, _, counted in runs]),
@@ -159,15 +171,20 @@ def _staleness_run(forward: int, backward: int, lanes: int, layers: int, update:
         waiting_model(layers, FORWARD_S, BETA), workers, BATCHES, LayerUpdate() if update == "layer" else BlockUpdate()
     )
     inner = sorted(steps, key=lambda step: step.index)[lanes:-lanes]
-    forward_s, backward_s = (
-        statistics.fmean(values) for values in zip(*((s.forward_s, s.backward_s) for s in inner), strict=True)
-    )
-    wait = statistics.fmean(step.waited_s for step in inner)
-    spans = windows(layers, backward_s / forward_s, forward_s, wait=wait, update=update)
-    predicted = mean_of([expected_staleness(span, len(steps) / seconds, lanes) for span in spans])
+    predicted = _expected_staleness(inner, len(steps) / seconds, lanes, update, "even")
     passes = simulate_passes(
         [(step.forward_s, step.backward_s) for step in sorted(steps, key=lambda s: s.index)], forward, backward, lanes
     )
     counted = count_staleness(passes, layers, update)[lanes:-lanes]
     measured = mean_of([step.mean_staleness for step in inner])
     return measured, predicted, mean_of([mean_of(counts) for counts in counted])
+
+
+def _expected_staleness(steps: Sequence[Step], rate: float, lanes: int, update: Update, phases: Phases) -> float:
+    """Return the mean over the layers, by the times of passes and the rate that were measured."""
+    layers = len(steps[0].staleness)
+    forward_s = statistics.fmean(step.forward_s for step in steps)
+    backward_s = statistics.fmean(step.backward_s for step in steps)
+    wait_s = statistics.fmean(step.waited_s for step in steps)
+    spans = windows(layers, backward_s / forward_s, forward_s, wait=wait_s, update=update)
+    return mean_of([expected_staleness(span, rate, lanes, phases=phases) for span in spans])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asyncprop.engine.turn import Event
+
+LossFn = Callable[[nn.Module, Any], Tensor]
 
 
 class Watch:
@@ -34,7 +37,7 @@ class Watch:
         self._changed = threading.Condition()
         self._stopped = False
         self._read: dict[int, tuple[Tensor, int]] = {}
-        self._reads = self._writes = 0
+        self._passed = self._writes = 0
         self.positions: list[Tensor] = []
         self.deviations: list[Tensor] = []
         self.delays: Counter[int] = Counter()
@@ -53,12 +56,27 @@ class Watch:
         with self._changed:
             if event == "read":
                 self._read[batch] = (self._flat(), self._writes)
-                self._reads += 1
             else:
                 self._writes += 1
                 if self._writes > self._skip:
                     self.positions.append(self._flat())
             self._changed.notify_all()
+
+    def watching(self, loss_fn: LossFn) -> LossFn:
+        """Return `loss_fn`, which also tells this Turn that a forward pass has ended.
+
+        The engine's "read" comes just before a layer's module is called; only when its forward pass has ended has it
+        certainly read what it was to read.
+        """
+
+        def watched(model: nn.Module, batch: Any) -> Tensor:
+            loss = loss_fn(model, batch)
+            with self._changed:
+                self._passed += 1
+                self._changed.notify_all()
+            return loss
+
+        return watched
 
     def stop(self) -> None:
         """Let everybody go."""
@@ -99,8 +117,8 @@ class Watch:
 class ConstantDelay(Watch):
     """A Turn under which every update is exactly `delay` updates old, but for the first ones.
 
-    Batch n reads when update n - delay - 1 has landed, and not before the others up to it; it needs delay + 1 coupled
-    workers, and a model of one layer.
+    Batch n reads when update n - delay - 1 has landed, and update n - delay waits until its forward pass has ended. It
+    needs `watching`, delay + 1 coupled workers, and a model of one layer.
 
     Args:
         parameters, skip: as for `Watch`.
@@ -115,4 +133,4 @@ class ConstantDelay(Watch):
     def _may(self, batch: int, event: Event) -> bool:
         if event == "read":
             return self._writes >= batch - self._delay
-        return self._writes == batch and self._reads >= min(batch + self._delay + 1, self._batches)
+        return self._writes == batch and self._passed >= min(batch + self._delay + 1, self._batches)
