@@ -43,15 +43,21 @@ def delayed_covariance(hessian: Tensor, noise: Noise, eta: float, delays: Sequen
         raise ValueError(f"delays must be probabilities that sum to 1 (got a sum of {float(probability.sum()):.6g})")
     curvatures, basis = torch.linalg.eigh(hessian)
     _check_stable(eta * float(curvatures[-1]), probability, eta)
+
+    def solve(noise: Tensor) -> Tensor:
+        found: Tensor = basis @ _solve(curvatures, basis.T @ noise @ basis, eta, probability) @ basis.T
+        if bool((found.diagonal() <= 0).any()):  # delays that vary can keep the square from settling, too
+            raise ValueError(f"eta must be small enough for training to settle with these delays (got {eta})")
+        return found
+
+    if not callable(noise):
+        return solve(noise)
     covariance = torch.zeros_like(hessian)
-    for _ in range(ROUNDS if callable(noise) else 1):
-        now = noise(covariance) if callable(noise) else noise
-        before, covariance = covariance, basis @ _solve(curvatures, basis.T @ now @ basis, eta, probability) @ basis.T
-        if bool((covariance.diagonal() <= 0).any()):
-            raise ValueError(f"eta must be small enough for training to settle (got {eta})")
-        if torch.allclose(before, covariance, rtol=1e-10, atol=0.0):
-            break
-    return covariance
+    for _ in range(ROUNDS):
+        before, covariance = covariance, solve(noise(covariance))
+        if torch.allclose(before, covariance, rtol=1e-10):
+            return covariance
+    raise ValueError(f"eta must be small enough for training to settle with this noise (got {eta})")
 
 
 def regression_noise(inputs: Tensor, residual_variance: float, batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -84,18 +90,17 @@ def _solve(curvatures: Tensor, noise: Tensor, eta: float, probability: Tensor) -
     size = 2 * m + 1
     steps = eta * curvatures
     i, j = steps[:, None].expand(k, k), steps[None, :].expand(k, k)
+    t, p = torch.arange(m + 1), probability
     system = torch.zeros(k, k, size, size, dtype=noise.dtype)
     for lag in range(m):
         system[:, :, m + lag + 1, m + lag + 1] += 1
         system[:, :, m + lag + 1, m + lag] -= 1
         system[:, :, m - lag - 1, m - lag - 1] += 1
         system[:, :, m - lag - 1, m - lag] -= 1
-        for t, p in enumerate(probability.tolist()):
-            system[:, :, m + lag + 1, m + lag - t] += p * j
-            system[:, :, m - lag - 1, m - lag + t] += p * i
-    for t, p in enumerate(probability.tolist()):
-        system[:, :, m, m - t] += p * j
-        system[:, :, m, m + t] += p * i
+        system[:, :, m + lag + 1][..., m + lag - t] += p * j[..., None]
+        system[:, :, m - lag - 1][..., m - lag + t] += p * i[..., None]
+    system[:, :, m][..., m - t] += p * j[..., None]
+    system[:, :, m][..., m + t] += p * i[..., None]
     system[:, :, m, m] -= i * j
     right = torch.zeros(k, k, size, dtype=noise.dtype)
     right[:, :, m] = eta**2 * noise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from asyncprop.bench.theory.gradients import bias_rows
@@ -12,11 +13,30 @@ from asyncprop.bench.theory.sde import sde_rows
 from asyncprop.bench.theory.speed import speed_rows
 from asyncprop.bench.theory.variance import variance_rows
 from asyncprop.bench.workloads import set_threads
-from asyncprop.runs import environment
+from asyncprop.report.theory import print_theory, theory_markdown
+from asyncprop.runs import environment, write_json
 
 
-def bench_theory(seeds: int, messages: TextIO) -> dict[str, Any]:
-    """Evaluate and measure everything; what is measured, once for each of `seeds` seeds."""
+def bench_theory(
+    seeds: int, out: TextIO, messages: TextIO, *, json: Path | None = None, markdown: Path | None = None
+) -> None:
+    """Evaluate and measure everything, print it to `out`, and write it to the files that are given.
+
+    Args:
+        seeds: how often what is measured is measured, with seeds 0, 1, ...
+        out, messages: for the tables, and for progress.
+        json, markdown: files to write.
+    """
+    figures = all_figures(seeds, messages)
+    print_theory(figures, out)
+    if json:
+        write_json(json, figures)
+    if markdown:
+        markdown.write_text(theory_markdown(figures), encoding="utf-8")
+
+
+def all_figures(seeds: int, messages: TextIO) -> dict[str, Any]:
+    """Return the rows, as dictionaries, and where they come from."""
     set_threads(1)
     rows: list[Row] = []
     parts: tuple[tuple[str, Callable[[], list[Row]]], ...] = (
