@@ -205,7 +205,7 @@ def test_a_delay_of_one_update_by_hand() -> None:
 
 
 def test_long_delays_and_small_steps_approach_the_delayed_differential_equation() -> None:
-    """Of dx = -b x(t - tau) dt + dW has the variance is (1 + sin(b tau)) / (2 b cos(b tau)) (Küchler and Mensch 1992)."""
+    """The variance of dx = -b x(t - tau) dt + dW is (1 + sin(b tau)) / (2 b cos(b tau)) (Küchler, Mensch 1992)."""
     b_tau, tau = 0.8, 200
     b = b_tau / tau
     found = float(delayed_covariance(one(b), one(1.0), 1.0, [0.0] * tau + [1.0]))

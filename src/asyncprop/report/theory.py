@@ -40,7 +40,7 @@ def theory_markdown(figures: dict[str, Any]) -> str:
 def title(figures: dict[str, Any]) -> str:
     """Return what the numbers are, in one line."""
     return (
-        f"The paper's formulas; measured: mean ± sample standard deviation of seeds 0 to {figures['seeds'] - 1}; "
+        f"The paper's formulas; measured: mean ± sample standard deviation, n = {figures['seeds']}, seeds from 0 on; "
         "in brackets: by how much a formula is off what was measured, or else counted"
     )
 

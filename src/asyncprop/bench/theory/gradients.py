@@ -155,9 +155,9 @@ def _bias_of(case: str, runs: Sequence[Watched], smoothness: Sequence[float], le
     yield Row(
         section="gradient bias",
         quantity="largest bias ‖b‖, and its bound",
-        case=case,
+        case=case if math.isfinite(bound) else f"{case}: αητ_max >= 1, no bound",
         equation="later version",
-        as_printed=bound if math.isfinite(bound) else None,  # from αητ_max = 1 on there is none
+        as_printed=bound if math.isfinite(bound) else None,
         measured=tuple(max(comparison.bias for comparison in run.comparisons) for run in runs),
     )
     for quantity, value in (("cosine", _cosine), ("norm ratio", _norm_ratio)):

@@ -16,7 +16,7 @@ from asyncprop.engine.update import Write
 from asyncprop.theory import UpdateCounter
 from asyncprop.theory.lost_updates import QUANTUM, LostUpdates, total
 
-BATCHES = 60
+BATCHES = 150
 WIDE, WIDE_BATCHES = 100_000, 3000
 """Floats of the layer that is nothing but updated, and its batches."""
 
