@@ -25,6 +25,7 @@ from asyncprop.theory.bias import Sample
 WORKERS = 4
 EVERY = 20
 NEVER = 10**9
+UPDATES = 1000
 EPOCHS = 12
 COSTLY, COSTLY_BATCHES = "resnet18-width8", 60
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -78,7 +79,7 @@ def _regression_bias(seeds: int) -> Iterator[Row]:
             watch(
                 task.model(),
                 half_square,
-                task.batches(1000, seed),
+                task.batches(UPDATES, seed),
                 learning_rate,
                 workers=WORKERS,
                 wait_s=PASS_S,
@@ -96,7 +97,7 @@ def _network_bias(seeds: int) -> Iterator[Row]:
         watch(
             place.model(),
             penalised,
-            place.batches(1000, 64, seed),
+            place.batches(UPDATES, 64, seed),
             learning_rate,
             workers=WORKERS,
             wait_s=PASS_S,
