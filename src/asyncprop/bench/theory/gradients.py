@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import hessian
+from torch.func import grad, jacrev
 
 from asyncprop.bench.theory.network import find_place, flat_loss, penalised
 from asyncprop.bench.theory.quadratic import PASS_S, Regression, half_square
@@ -182,4 +182,4 @@ def _regression_smoothness(sample: Sample) -> float:
 def _network_smoothness(sample: Sample) -> float:
     """Return the largest curvature of the batch's loss where the sample's backward pass began."""
     theta = torch.cat([value.flatten() for value in sample.parameters.values()])
-    return float(torch.linalg.matrix_norm(hessian(flat_loss(sample.parameters))(theta, *sample.batch), ord=2))
+    return float(torch.linalg.matrix_norm(jacrev(grad(flat_loss(sample.parameters)))(theta, *sample.batch), ord=2))

@@ -16,22 +16,28 @@ from asyncprop.engine.update import Write
 from asyncprop.theory import UpdateCounter
 from asyncprop.theory.lost_updates import QUANTUM, LostUpdates, total
 
-BATCHES = 150
+BATCHES = 100
+WRITES: tuple[Write, ...] = ("lock-free", "locked")
 WIDE, WIDE_BATCHES = 100_000, 3000
 """Floats of the layer that is nothing but updated, and its batches."""
 
 
 def lost_rows(seeds: int) -> list[Row]:
-    """Return the share of increments that are lost, for each layer."""
-    workload, runs = WORKLOADS["mlp"], []
-    for seed in range(seeds):
-        trained, batches = workload.make(seed), workload.batches()
-        runs.append(count_lost(trained.model, trained.loss, [next(batches) for _ in range(BATCHES)]))
+    """Return the share of increments that are lost: of each layer, and of all with locks, which must be none."""
+    free, locked = ([_mlp(seed, write) for seed in range(seeds)] for write in WRITES)
     wide = [count_lost(Wide(), _wide_loss, [torch.ones(1)] * WIDE_BATCHES)["all"] for _ in range(seeds)]
+    name = f"MLP 6 × 1024, {BATCHES} batches"
     return [
-        *(_row(f"MLP 6 × 1024, layer {layer}, {BATCHES} updates", [run[layer] for run in runs]) for layer in runs[0]),
-        _row(f"a layer of {WIDE:,} floats and nothing else, {WIDE_BATCHES:,} updates", wide),
+        *(_row(f"{name}, layer {layer}", [run[layer] for run in free]) for layer in free[0]),
+        _row(f"{name}, all layers", [total(list(run.values())) for run in free]),
+        _row(f"{name}, all layers, locked", [total(list(run.values())) for run in locked]),
+        _row(f"a layer of {WIDE:,} floats and nothing else, {WIDE_BATCHES:,} batches", wide),
     ]
+
+
+def _mlp(seed: int, write: Write) -> dict[str, LostUpdates]:
+    trained, batches = WORKLOADS["mlp"].make(seed), WORKLOADS["mlp"].batches()
+    return count_lost(trained.model, trained.loss, [next(batches) for _ in range(BATCHES)], write)
 
 
 def count_lost(

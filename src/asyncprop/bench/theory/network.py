@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 
 from asyncprop.bench.theory.quadratic import PASS_S
 from asyncprop.bench.theory.turns import Watch
@@ -83,7 +83,7 @@ def find_place() -> Place:
     loss_at = flat_loss(dict(model.named_parameters()))
     each = vmap(grad(loss_at), (None, 0, 0))(theta, whole[0][:, None], whole[1][:, None])
     state = {name: value.float() for name, value in model.state_dict().items()}
-    return Place(state, hessian(loss_at)(theta, *whole), torch.cov(each.T, correction=0), (x, y))
+    return Place(state, jacrev(grad(loss_at))(theta, *whole), torch.cov(each.T, correction=0), (x, y))
 
 
 def flat_loss(like: Mapping[str, Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -26,6 +26,8 @@ from asyncprop.trace import Step
 
 FORWARD_S, BETA, LAYERS, BATCHES = 0.01, 2.0, 4, 60
 """Of passes that wait."""
+LAYER_COUNTS = (2, 4, 8, 16)
+"""Of models whose block updates are timed."""
 THREADS = ((1, 1, 2), (1, 2, 3), (1, 4, 5), (2, 2, 4), (2, 4, 6), (1, 2, 2))
 """Forward threads, backward threads, lanes. The last has fewer lanes than it needs."""
 COMPUTING = "resnet18-width16"
@@ -126,7 +128,7 @@ def _steady_state(workload: Workload, workers: Decoupled | None, seed: int) -> t
 
 def _delays(seeds: int) -> Iterator[Row]:
     """Yield by how much block updates come later than layer updates, in units of a backward pass."""
-    for layers in (2, 4, 8, 16):
+    for layers in LAYER_COUNTS:
         runs = [measured_block_delays(layers, FORWARD_S, BETA, 20) for _ in range(seeds)]
         overs: tuple[Over, ...] = ("mean", "sum")
         for over in overs:
