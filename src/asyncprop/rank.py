@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 FAILED = 1
+TOLD = "run"
+"""Key of what all ranks know of the run."""
 
 
 def is_tolerant(config: TrainConfig) -> bool:
@@ -32,17 +34,16 @@ def join_rank(address: str) -> int:
     """Train as one more of the ranks that meet at `address`; return the exit code."""
     from asyncprop.exchange import World
     from asyncprop.methods.train import Session
-    from asyncprop.runs import create_run, open_run
+    from asyncprop.runs import create_run
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"join must be HOST:PORT, as the first rank told it (got {address})")
     with World(joins=address) as world:
         assert world.members
-        told = world.members.board.get("run", world.members.check)
-        config, path = TrainConfig.model_validate(told["config"]), Path(told["path"])
-        open_folder = lambda: open_run(path) if path.exists() else create_run(path, config)  # noqa: E731
-        return _train_in(world, config, lambda world: Session(config, None, world), open_folder, quiet=True)
+        config = TrainConfig.model_validate(world.members.board.get(TOLD, world.members.check)["config"])
+        open_session = lambda world: Session(config, None, world)  # noqa: E731
+        return _train_in(world, config, open_session, lambda: create_run(None, config), quiet=False)
 
 
 def train_rank(
@@ -84,36 +85,31 @@ def _train_in(
     from asyncprop.interrupt import Interrupt
     from asyncprop.methods.train import Interrupted
     from asyncprop.methods.train import train as train_session
-    from asyncprop.progress import All, progress_on
-    from asyncprop.runs import open_run
+    from asyncprop.progress import All, Lines, Quiet, progress_on
     from asyncprop.tasks import get_task
 
     keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
-    observer = progress_on(sys.stderr, quiet=quiet)
-    if tensorboard:
-        from asyncprop.loggers import tensorboard_observer
-
-        observer = All(observer, tensorboard_observer())
     with Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())
         session = open_session(world)
-        is_new = world.members is not None and world.members.joins
-        run = stack.enter_context(open_folder()) if world.is_first and not is_new else None
-        if world.members and not is_new:
-            told = {"config": config.model_dump(mode="json"), "path": str(run.path.resolve())} if run else None
-            path = Path(world.gather(told)[0]["path"])
-            if told:
-                world.members.board.put("run", told)
-            open_folder = lambda: open_run(path)  # noqa: E731
+        folder = _Folder(world, config, open_folder, stack)
+        run = folder.open() if world.is_first and not world.is_joining else None
+        folder.tell()
+        # Another rank than the first has something to tell only once it is the first.
+        observer = progress_on(sys.stderr, quiet=quiet) if run else Quiet() if quiet else Lines(sys.stderr)
+        if tensorboard:
+            from asyncprop.loggers import tensorboard_observer
+
+            observer = All(observer, tensorboard_observer())
         stack.callback(observer.close)
         who = "" if world.size == 1 else f"rank {world.rank}: "
         go_on = f"; to go on: asyncprop train --resume {run.path}" if run else ""
         try:
-            result = train_session(session, run, observer, interrupt, open_folder if world.members else None)
+            result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
         except Interrupted:
             said = f"{who}stopped after {session.position.steps} batches{go_on}"
-            return complain(said, interrupt.exit_code) if run else interrupt.exit_code
+            return complain(said, interrupt.exit_code) if folder.run else interrupt.exit_code
         except LeftOut as left_out:
             return complain(str(left_out), FAILED)
         except Exception as error:
@@ -123,7 +119,34 @@ def _train_in(
                 sys.stderr.flush()
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
             return code
-    return print_result(result, run.path) if run else 0
+    return print_result(result, folder.run.path) if folder.run else 0
+
+
+class _Folder:
+    """The run's folder, which the first rank opens at the start, and another if it becomes the first."""
+
+    def __init__(self, world: World, config: TrainConfig, open_first: Callable[[], Run], stack: ExitStack) -> None:
+        self.run: Run | None = None
+        self._world, self._config, self._stack = world, config, stack
+        self._open = open_first
+
+    def open(self) -> Run:
+        self.run = self._stack.enter_context(self._open())
+        return self.run
+
+    def tell(self) -> None:
+        """Tell all ranks, and those that will join, what is trained and where it is written."""
+        from asyncprop.runs import create_run, open_run
+
+        members, config = self._world.members, self._config
+        if members is None:
+            return
+        if not self._world.is_joining:
+            own = {"config": config.model_dump(mode="json"), "path": str(self.run.path.resolve())} if self.run else None
+            members.board.put(TOLD, self._world.gather(own)[0])
+        path = Path(members.board.get(TOLD)["path"])
+        # On a machine that does not have the folder, what is still to come is written to one of that name.
+        self._open = lambda: open_run(path) if path.exists() else create_run(path, config)
 
 
 def print_result(result: dict[str, Any], path: Path) -> int:

@@ -26,13 +26,6 @@ def theory(
         markdown: File to write the tables to.
     """
     from asyncprop.bench.theory import bench_theory
-    from asyncprop.report.theory import print_theory, theory_markdown
-    from asyncprop.runs import write_json
 
     check_writable(json, markdown)
-    figures = bench_theory(seeds, sys.stderr)
-    print_theory(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
-    if markdown:
-        markdown.write_text(theory_markdown(figures), encoding="utf-8")
+    bench_theory(seeds, sys.stdout, sys.stderr, json=json, markdown=markdown)

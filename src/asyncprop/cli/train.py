@@ -96,7 +96,6 @@ def _train(
         return complain(failure, code) if failure and code != BAD_INPUT else code
     if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    quiet = quiet or os.environ["RANK"] != "0"
     return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
 
 

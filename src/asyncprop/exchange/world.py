@@ -59,6 +59,11 @@ class World:
         """Whether this is the rank that writes and tells."""
         return self.rank == (min(self.members.among) if self.members else 0)
 
+    @property
+    def is_joining(self) -> bool:
+        """Whether this rank has yet to take over the training from those that it joins."""
+        return self.members is not None and self.members.joins
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's `value`, in the order of ranks; all ranks must call it. The dead have none."""
         if self.members:

@@ -107,17 +107,13 @@ class Session:
         self.trainer.load_state_dict(trainer_state)
         self._shares_opened = 0
         self._begun: dict[str, Any] | None = None  # what a rank that joins must know of the present segment
-        self._name = "" if self._joins else self.world.gather(uuid.uuid4().hex)[0]
+        self._name = "" if self.world.is_joining else self.world.gather(uuid.uuid4().hex)[0]
         if self.world.members:
             self.world.members.offers["session"] = lambda: self._begun
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the task's loss, of a batch that is brought to the model's device."""
         return self.task.loss(model, tuple(tensor.to(self.device, non_blocking=True) for tensor in batch))
-
-    @property
-    def _joins(self) -> bool:
-        return self.world.members is not None and self.world.members.joins
 
     def join(self) -> None:
         """Take over the training as it stands from a live rank, if this one has yet to join, or was left out.
@@ -268,7 +264,7 @@ def train(
     if run:
         observer.on_start(session, run)
     journal = Journal(session.world, run, take_over)
-    is_new = session.world.members is not None and session.world.members.joins
+    is_new = session.world.is_joining
     if not position.steps and not is_new:
         session.save(journal)  # from here on, a kill leaves something to resume
     session.warm_up()

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncprop.engine.turn import Event
+from asyncprop.engine.turn import Moment, Turn
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
-class Watch:
+class Watch(Turn):
     """A Turn that orders nothing, and notes where the parameters are at each update.
 
     Made for models of which one layer, `watched`, is read and written in turn with nothing else of interest.
@@ -43,18 +43,18 @@ class Watch:
         self.delays: Counter[int] = Counter()
 
     @contextmanager
-    def at(self, batch: int, event: Event, layer: int) -> Iterator[None]:
+    def at(self, batch: int, moment: Moment, layer: int) -> Iterator[None]:
         """Note the parameters when a pass has read, before it writes, and when it has written."""
-        if layer != self._watched:
+        if layer != self._watched or moment not in ("read", "write"):
             yield
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._may(batch, event))
-            if event == "write":
+            self._changed.wait_for(lambda: self._stopped or self._may(batch, moment))
+            if moment == "write":
                 self._note_write(batch)
         yield
         with self._changed:
-            if event == "read":
+            if moment == "read":
                 self._read[batch] = (self._flat(), self._writes)
             else:
                 self._writes += 1
@@ -101,7 +101,7 @@ class Watch:
         total = sum(self.delays.values())
         return [self.delays[delay] / total for delay in range(max(self.delays) + 1)]
 
-    def _may(self, batch: int, event: Event) -> bool:
+    def _may(self, batch: int, moment: Moment) -> bool:
         return True
 
     def _note_write(self, batch: int) -> None:
@@ -130,7 +130,7 @@ class ConstantDelay(Watch):
         super().__init__(parameters, skip=skip)
         self._delay, self._batches = delay, batches
 
-    def _may(self, batch: int, event: Event) -> bool:
-        if event == "read":
+    def _may(self, batch: int, moment: Moment) -> bool:
+        if moment == "read":
             return self._writes >= batch - self._delay
         return self._writes == batch and self._passed >= min(batch + self._delay + 1, self._batches)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asyncprop.engine import BlockUpdate, Decoupled, Engine
-from asyncprop.engine.turn import Event
+from asyncprop.engine.turn import Moment, Turn
 from asyncprop.engine.update import Update
 from asyncprop.trace import Step
 
@@ -57,7 +57,7 @@ def mean_square(model: nn.Module, batch: Tensor) -> Tensor:
     return loss
 
 
-class BlockDelays:
+class BlockDelays(Turn):
     """A Turn that orders nothing, and notes how long each layer's gradient has waited when block updates step it.
 
     Attributes:
@@ -72,9 +72,9 @@ class BlockDelays:
             parameter.register_hook(self._noting(layer))  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def at(self, batch: int, event: Event, layer: int) -> Iterator[None]:
+    def at(self, batch: int, moment: Moment, layer: int) -> Iterator[None]:
         """Note what the layers of the pass on this thread have waited, when it writes them."""
-        if event == "write":
+        if moment == "write":
             now = time.perf_counter()
             self.delays_s.append([now - self._pass.ready[layer] for layer in range(self._layers)])
         yield
