@@ -30,6 +30,7 @@ class Rank:
         self.failures: list[BaseException] = []
         names = [name for name, _ in self.model.named_parameters()]
         layers = find_layers(self.model, names)
+        self._held: threading.Event | None = None
         self.replica = Replica(self.model, self.optimizer, layers, device or CpuDevice(), self.failures.append)
 
     @property
@@ -53,12 +54,25 @@ class Rank:
             self.gossip.landed(layer)
         self.gossip.finished()
 
+    def hold(self) -> None:
+        """Let the send thread sleep from here on: the test sends."""
+        self._held, self.shared.due = self.shared.due, threading.Event()
+
+    def send(self) -> None:
+        """Send what is due now, and wait until it is merged."""
+        assert self._held
+        self.gossip._sender.send_due()
+        self.wait(lambda: all(n.out is None for n in self.shared.neighbours.values()), "a message was not merged")
+
     def wait(self, happened: Callable[[], Any], what: str) -> None:
         """Wait for something that the exchange's threads do, and tell each other of by their condition."""
         with self.shared.changed:
             assert self.shared.changed.wait_for(happened, 30.0), f"rank {self.rank}: {what}"
 
     def close(self) -> None:
+        if self._held:
+            self.shared.is_closed = True
+            self._held.set()
         self.gossip.close()
         self.members.close()
         assert not self.failures
@@ -95,6 +109,8 @@ def world(size: int, **options: Any) -> Iterator[list[Rank]]:
     try:
         at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))
         linked(ranks)
+        for rank in ranks:
+            rank.hold()
         yield ranks
     finally:
         at_once(*(rank.close for rank in ranks))

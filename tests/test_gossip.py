@@ -30,54 +30,79 @@ def test_all_begin_with_the_first_rank_s_model() -> None:
         assert all(rank.weights == [1.0, 1.0] for rank in ranks)
 
 
+def weighted_mean(ranks: list[Rank]) -> torch.Tensor:
+    """Return the weighted mean of every parameter, in the order of the model's parameters."""
+    layers = ranks[0].replica.layers
+    weights = [[rank.weights[layer.index] for layer in layers for _ in layer.parameters] for rank in ranks]
+    parameters = [[p.detach().double() for p in rank.model.parameters()] for rank in ranks]
+    sums = [sum(w[k] * p[k] for w, p in zip(weights, parameters, strict=True)) for k in range(len(weights[0]))]
+    totals = [sum(w[k] for w in weights) for k in range(len(weights[0]))]
+    return torch.cat([(s / total).flatten() for s, total in zip(sums, totals, strict=True)])
+
+
 @pytest.mark.parametrize("topology", ["uniform", "ring", "exponential"])
-def test_gossip_moves_values_but_not_their_mean(topology: str) -> None:
+def test_gossip_moves_values_but_neither_their_weighted_mean_nor_the_weights_sum(topology: str) -> None:
     with world(3, topology=topology, bucket_bytes=1) as ranks:
         spread(ranks)
-        for _ in range(20):
-            for rank in ranks:
-                rank.land_all()
-        for rank in ranks:
-            rank.wait(lambda rank=rank: rank.gossip.tally.age_s > 0, "nothing was merged elsewhere")
+        for turn in range(12):
+            sender = ranks[(turn * turn) % 3]
+            sender.land_all()
+            sender.send()
+            assert [sum(layer) for layer in zip(*(rank.weights for rank in ranks), strict=True)] == [3.0, 3.0]
+            assert torch.allclose(weighted_mean(ranks), torch.ones(1, dtype=torch.float64), atol=1e-6)
+        distance = max(float((rank.values() - 1).abs().max()) for rank in ranks)
+        assert distance < 0.9  # they were 1 apart
         settle(ranks)
         assert all(torch.equal(rank.values(), ranks[0].values()) for rank in ranks)
         assert torch.allclose(ranks[0].values(), torch.tensor(1.0), atol=1e-6)
         assert all(rank.weights == [1.0, 1.0] for rank in ranks)
-        assert sum(rank.gossip.tally.messages_merged for rank in ranks) > 0
 
 
 def test_a_sent_layer_is_merged_by_its_weight() -> None:
     with world(2) as ranks:
         spread(ranks)
         ranks[1].gossip.landed(0)
-        ranks[1].gossip.finished()
-        ranks[0].wait(lambda: ranks[0].gossip.tally.messages_merged == 1, "nothing came")
-        ranks[1].wait(lambda: ranks[1].shared.neighbours[0].out is None, "no answer came")
+        ranks[1].send()
         assert ranks[0].weights == [1.5, 1.0]
         assert ranks[1].weights == [0.5, 1.0]
         assert torch.allclose(ranks[0].model[0].weight, torch.tensor(1 / 3))  # 0 + 0.5 / 1.5 · (1 - 0)
         assert torch.equal(ranks[0].model[2].weight, torch.zeros(3, 7))  # that layer was not sent
-        assert ranks[1].gossip.tally.messages_sent == 1
+        assert (ranks[1].gossip.tally.messages_sent, ranks[0].gossip.tally.messages_merged) == (1, 1)
 
 
-def test_the_newest_value_goes_and_no_more_than_one_message_is_out() -> None:
+def test_the_newest_value_goes() -> None:
     with world(2) as ranks:
         spread(ranks)
-        for rank in ranks:
-            rank.shared.begin_meeting()  # nothing is merged or sent
         for _ in range(5):
+            ranks[1].land_all()
+        ranks[1].set(10.0)
+        ranks[1].send()
+        assert torch.allclose(ranks[0].values(), torch.tensor(10 / 3))
+        assert ranks[1].gossip.tally.messages_sent == 1
+        assert ranks[1].gossip.tally.superseded == 2 * 4
+
+
+def test_one_message_is_out_to_a_neighbour_and_no_more() -> None:
+    with world(2) as ranks:
+        ranks[1].shared.begin_meeting()  # it holds what comes
+        for _ in range(3):
             ranks[0].land_all()
-        assert ranks[0].gossip.tally.messages_sent == 0
-        for rank in ranks:
-            rank.set(10.0 + rank.rank)
-        for rank in ranks:
-            with rank.shared.changed:
-                rank.shared.is_meeting = False
-                rank.shared.changed.notify_all()
-        ranks[0].gossip.finished()
-        ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged >= 1, "nothing came")
-        assert torch.allclose(ranks[1].model[0].weight, torch.tensor(11.0 - 1 / 3))
-        assert ranks[0].gossip.tally.superseded == 2 * 4
+            ranks[0].gossip._sender.send_due()
+        assert ranks[0].gossip.tally.messages_sent == 1
+        assert ranks[0].weights == [0.5, 0.5]
+        ranks[1].shared.end_meeting()
+        ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged == 1, "nothing came")
+
+
+@pytest.mark.parametrize(("options", "sent"), [({"period": 3}, 2), ({"probability": 0.5, "seed": 1}, 3)])
+def test_less_can_be_sent(options: dict[str, Any], sent: int) -> None:
+    with world(2, **options) as ranks:
+        for _ in range(6):
+            ranks[0].gossip.landed(0)
+            ranks[0].gossip._sender.send_due()
+            ranks[0].shared.weights.reset()
+            ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is None, "not merged")
+        assert ranks[0].gossip.tally.messages_sent == sent
 
 
 def test_a_message_of_before_a_meeting_is_not_merged_after_it() -> None:
@@ -85,8 +110,7 @@ def test_a_message_of_before_a_meeting_is_not_merged_after_it() -> None:
         spread(ranks)
         ranks[1].shared.begin_meeting()  # it will hold what comes
         ranks[0].gossip.landed(0)
-        ranks[0].gossip.finished()
-        ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is not None, "nothing was sent")
+        ranks[0].gossip._sender.send_due()
         settle(ranks)
         assert ranks[0].gossip.tally.returned == 1
         ranks[1].wait(lambda: ranks[1].gossip.tally.late == 1, "the message did not come")
@@ -99,7 +123,7 @@ def test_a_link_that_is_cut_heals_and_no_weight_is_lost() -> None:
         spread(ranks)
         ranks[1].shared.begin_meeting()  # it merges nothing
         ranks[0].land_all()
-        ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is not None, "nothing was sent")
+        ranks[0].gossip._sender.send_due()
         link = ranks[0].shared.neighbours[1].link
         with ranks[1].shared.changed:
             ranks[1].shared.is_closed = True  # what waits to be merged is dropped as if the link had lost it
@@ -113,7 +137,8 @@ def test_a_link_that_is_cut_heals_and_no_weight_is_lost() -> None:
         ranks[0].wait(lambda: ranks[0].gossip.tally.returned == 1, "nothing was taken back")
         assert ranks[0].weights == [1.0, 1.0]
         ranks[0].land_all()
-        ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged == 1, "nothing came by the new link")
+        ranks[0].send()
+        assert ranks[1].gossip.tally.messages_merged == 1
         assert [sum(pair) for pair in zip(ranks[0].weights, ranks[1].weights, strict=True)] == [2.0, 2.0]
 
 
@@ -124,7 +149,9 @@ def test_on_a_device_with_streams(wire: str) -> None:
         for _ in range(3):
             for rank in ranks:
                 rank.land_all()
+                rank.send()
         settle(ranks)
+        assert sum(rank.gossip.tally.messages_merged for rank in ranks) >= 2
         assert torch.equal(ranks[0].values(), ranks[1].values())
         assert same_state(dict(ranks[0].model.state_dict()), dict(ranks[1].model.state_dict()))
 

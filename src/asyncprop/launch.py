@@ -22,6 +22,9 @@ from asyncprop.devices import available_cores
 POLL_S = 0.1
 """Seconds between two looks at the ranks."""
 
+SIGNALLED = 128
+"""A greater exit code is that of a run that was asked to end, and has said so."""
+
 
 def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     """Run `asyncprop ARGUMENTS` in so many processes, and wait for them. If one fails, the others are ended.
@@ -91,7 +94,8 @@ def launch_tolerant(ranks: int, arguments: Sequence[str], *, replacements: int =
                         started += 1
     if 0 in codes:
         return 0, ""
-    return (codes[-1] if codes[-1] > 0 else 1), "no rank has finished the run"
+    code = codes[-1] if codes[-1] > 0 else 1
+    return code, "" if code > SIGNALLED else "no rank has finished the run"
 
 
 def is_rank() -> bool:

@@ -104,17 +104,20 @@ def _train_in(
             observer = All(observer, tensorboard_observer())
         stack.callback(observer.close)
         who = "" if world.size == 1 else f"rank {world.rank}: "
-        go_on = f"; to go on: asyncprop train --resume {run.path}" if run else ""
+
+        def go_on() -> str:
+            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run else ""
+
         try:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
         except Interrupted:
-            said = f"{who}stopped after {session.position.steps} batches{go_on}"
+            said = f"{who}stopped after {session.position.steps} batches{go_on()}"
             return complain(said, interrupt.exit_code) if folder.run else interrupt.exit_code
         except LeftOut as left_out:
             return complain(str(left_out), FAILED)
         except Exception as error:
             traceback.print_exception(error)
-            code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on}", FAILED)
+            code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on()}", FAILED)
             if world.size > 1:
                 sys.stderr.flush()
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
