@@ -224,8 +224,17 @@ class Stepper:
         if self._partition and batch >= self._partition.warm_up_batches:
             if self._partition.is_partial(batch, self._partial_turns):
                 self.targets = self.block
+                self._pass_by(batch)
             self._partial_turns += 1
         self.staleness = [-1] * len(self.lane.layers) if self._versions else []
+
+    def _pass_by(self, batch: int) -> None:
+        """Tell the turn which layers a partial pass only goes through, from the last to the block's last."""
+        for layer in reversed(self.lane.layers if self._turn else ()):
+            if any(self.lane.leaves[name] is leaf for name in layer.parameters for leaf in self.block):
+                return
+            with self._turn.at(batch, "through", layer.index) if self._turn else NOTHING:
+                pass
 
     def begin_last_loss(self) -> None:
         """Step each layer from now on as soon as all its gradients have come."""
