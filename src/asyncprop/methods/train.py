@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.config import TrainConfig
 from asyncprop.engine import Engine, Turn
 from asyncprop.exchange import LayerGossip, LeftOut, World
@@ -69,6 +70,9 @@ class Session:
     Raises:
         ValueError: if the configuration does not fit the task or the method, or the checkpoint not the model.
     """
+
+    clock: Clock = SYSTEM
+    """By which training is timed."""
 
     def __init__(
         self,
@@ -195,6 +199,10 @@ class Session:
         """Note that the segment ends: who joins now waits for the next."""
         self._begun = None
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the result is to say beyond what every result says."""
+        return {}
+
     def set_lr(self, others: int = 0) -> float:
         """Set the learning rate that is due after the samples consumed so far, and return it.
 
@@ -311,11 +319,12 @@ def _train_segment(
     position, share, meeting = session.position, session.open_share(), Meeting(session.position)
     seconds = session.config.checkpoint_every if session.world.is_first else math.inf
     batches = _until_due(session.next_batches(share), share, seconds, stop)
-    before, start = position.train_s, time.perf_counter()
+    before, now = position.train_s, session.clock.now
+    start = now()
     lr = session.set_lr()
     for step in trainer.run(batches):
         position.add(step)
-        position.train_s = before + time.perf_counter() - start
+        position.train_s = before + now() - start
         row = {
             "step": position.steps - 1,
             "epoch": position.epoch,
@@ -340,7 +349,7 @@ def _train_segment(
         observer.on_step(session, step)
     session.close_share()
     trainer.settle()
-    position.train_s = before + time.perf_counter() - start
+    position.train_s = before + now() - start
     position.batch = session.batches_per_epoch if share.ended is None else share.ended
     if session.world.size > 1:
         meeting.merge(session, share, journal)
@@ -411,6 +420,7 @@ def _result(session: Session, exchanged: dict[str, float]) -> dict[str, Any]:
         "ranks_joined": sum(rank >= members.size for rank in members.among) if members else 0,
         "exchange": exchanged,
         "peak_memory_bytes": position.peak_memory_bytes,
+        **session.describe(),
         "history": position.history,
     }
 
