@@ -14,7 +14,7 @@ from asyncprop.config import TrainConfig
 
 if TYPE_CHECKING:
     from asyncprop.exchange import World
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
     from asyncprop.runs import Run
 
 BAD_INPUT = 2
@@ -33,7 +33,7 @@ def is_tolerant(config: TrainConfig) -> bool:
 def join_rank(address: str) -> int:
     """Train as one more of the ranks that meet at `address`; return the exit code."""
     from asyncprop.exchange import World
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
     from asyncprop.runs import create_run
 
     host, _, port = address.rpartition(":")

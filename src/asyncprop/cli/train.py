@@ -16,7 +16,7 @@ from asyncprop.config import TrainConfig, TrainOptions, resolve
 
 if TYPE_CHECKING:
     from asyncprop.exchange import World
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
     from asyncprop.runs import Run
 
 
@@ -79,7 +79,7 @@ def _train(
 ) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch, launch_tolerant
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
     from asyncprop.rank import is_tolerant, train_rank
 
     def open_session(world: World) -> Session:
@@ -108,7 +108,7 @@ def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> in
         quiet: Print the answer only.
     """
     from asyncprop.methods.repeat import first_difference, read_recorded
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
     from asyncprop.rank import train_rank
     from asyncprop.runs import create_run
 

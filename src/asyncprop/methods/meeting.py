@@ -10,7 +10,7 @@ from asyncprop.methods.journal import Journal
 from asyncprop.methods.shares import Share, end_of_share
 
 if TYPE_CHECKING:
-    from asyncprop.methods.train import Session
+    from asyncprop.methods.session import Session
 
 
 class Meeting:

@@ -18,7 +18,7 @@ from asyncprop.engine.layers import Layer, find_layers
 from asyncprop.engine.partition import BackwardTimes, cut
 from asyncprop.methods import Method, get_method, meeting_of
 from asyncprop.methods.repeat import NEVER_S
-from asyncprop.methods.train import Session, Turns
+from asyncprop.methods.session import Session, Turns
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
 from asyncprop.recorder import Recorder
 from asyncprop.simulate.costs import LayerCosts, read_costs
