@@ -14,7 +14,8 @@ import asyncprop as ap
 from asyncprop.config import TrainConfig
 from asyncprop.exchange import World
 from asyncprop.methods import METHODS
-from asyncprop.methods.train import Interrupted, Session, train
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import Interrupted, train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run
 from asyncprop.testing import TINY, cross_entropy

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from asyncprop import Decoupled
-from asyncprop.bench import gpu, partition
+from asyncprop.bench import exchange, gpu, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import entries, figures
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
-from asyncprop.report.tables import print_bench, print_gpu, print_memory, print_partition
+from asyncprop.report.tables import print_bench, print_exchange, print_gpu, print_memory, print_partition
 
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
 MEASURED = {
@@ -35,8 +35,14 @@ def test_figures_are_medians_and_their_ratios() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "ranks"),
-    [(Loop(1), 2), (Ddp(), 2), (Async(Decoupled(1, 2)), 1), (Async(Decoupled(), lockstep=True, threads=1), 1)],
-    ids=["limit", "ddp", "async", "lockstep"],
+    [
+        (Loop(1), 2),
+        (Ddp(), 2),
+        (Async(Decoupled(1, 2)), 1),
+        (Async(Decoupled(), lockstep=True, threads=1), 1),
+        (Async(Decoupled(), gossip={"bucket_bytes": 1000}), 2),
+    ],
+    ids=["limit", "ddp", "async", "lockstep", "gossip"],
 )
 def test_every_kind_of_contestant_trains(kind: Any, ranks: int) -> None:
     with Contestant((kind,), SMALL, ranks) as contestant:
@@ -48,6 +54,17 @@ def test_kinds_that_share_a_process_are_measured_in_turn() -> None:
     pair = (Async(Decoupled()), Async(Decoupled(), telemetry=False))
     with Contestant(pair, SMALL) as contestant:
         assert all(contestant.measure(3, which) > 0 for which in (0, 1, 0, 1))
+
+
+def test_gossip_s_figures_are_ratios_to_ranks_that_never_meet() -> None:
+    measured = {"off": [1.0, 2.0, 4.0], "ddp": [2.0, 2.0, 2.0], "1000": [1.1, 2.2, 4.0]}
+    rows = exchange.figures(SMALL, measured)
+    assert [row["ratio"] for row in rows] == [1.0, 1.0, pytest.approx(1.1)]
+    assert [row["batch_s"] for row in rows] == [2.0, 2.0, 2.2]
+    stream = io.StringIO()
+    print_exchange({"ranks": 2, "rows": rows}, stream)
+    assert "1.100" in stream.getvalue()
+    assert {"off", "ddp", str(1 << 20)} <= set(exchange.contestants(2))
 
 
 def test_a_contestant_that_fails_says_so() -> None:

@@ -43,7 +43,7 @@ WRONG = [
     (["report", "nowhere"], r"runs must be folders of runs or comparisons, or files of comparisons \(got nowhere"),
     (["train", "digits", "--config", "none.toml"], "config must be a readable file"),
     (["train", "--resume", "nowhere"], r"resume must be the folder of a run \(nowhere"),
-    (["train", "digits", "--resume", "nowhere"], "resume takes no other option"),
+    (["train", "digits", "--resume", "nowhere"], "resume takes no option but ranks"),
     (["train", "cifar10"], "data-dir must be given for cifar10"),
     (["trian"], 'Did you mean "train"'),
     (["compare", "digits", "--seeds", "0"], r"--seeds must be >= 1 \(got 0\)"),

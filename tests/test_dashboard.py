@@ -10,7 +10,8 @@ from rich.console import Console
 from asyncprop.config import TrainConfig
 from asyncprop.dashboard import BAR, Dashboard, recent_staleness
 from asyncprop.loggers import STEPS, Logged, tensorboard_observer
-from asyncprop.methods.train import Session, train
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import train
 from asyncprop.progress import All, Quiet
 from asyncprop.runs import create_run
 from asyncprop.trace import Statistics, ThreadTime

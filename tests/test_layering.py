@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import asyncprop.engine
 
 HOUSE = Path(asyncprop.__file__).parent
 # From the bottom up; a part may import parts below it, and itself.
-ORDER = ["trace", "recorder", "clock", "devices", "delay", "engine", "replay", "exchange", "config", "testing",
-         "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "exhibits", "interrupt", "dashboard",
-         "progress", "loggers", "listing", "launch", "cli", "__main__"]  # fmt: skip
+ORDER = ["trace", "theory", "recorder", "clock", "devices", "delay", "engine", "replay", "exchange", "config",
+         "testing", "tasks", "runs", "checkpoint", "report", "methods", "simulate", "bench", "exhibits", "interrupt",
+         "dashboard", "progress", "loggers", "listing", "launch", "rank", "cli", "__main__"]  # fmt: skip
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path != HOUSE / "__init__.py")
 
 
@@ -36,6 +37,13 @@ def imports_of(path: Path) -> set[str]:
     return {"engine" if name in engine_names else name for name in found} - {"__version__"}
 
 
+def modules_of(path: Path) -> set[str]:
+    """Full names of all modules that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    froms = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return froms | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
 def test_imports_point_down(path: Path) -> None:
     place = ORDER.index(part_of(path))
@@ -48,6 +56,13 @@ def test_report_reads_files_and_trains_nothing() -> None:
     for path in (HOUSE / "report").glob("*.py"):
         assert imports_of(path) <= {"report", "trace"}
         assert "import torch" not in path.read_text()
+
+
+def test_theory_knows_torch_and_the_trace_alone() -> None:
+    for path in (HOUSE / "theory").glob("*.py"):
+        assert imports_of(path) <= {"theory", "trace"}
+        roots = {name.split(".")[0] for name in modules_of(path)}
+        assert roots <= sys.stdlib_module_names | {"torch", "asyncprop"}, path
 
 
 def test_only_the_table_knows_the_names_of_methods() -> None:

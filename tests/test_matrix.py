@@ -6,7 +6,8 @@ import pytest
 
 from asyncprop.config import TrainConfig
 from asyncprop.methods import METHODS
-from asyncprop.methods.train import Session, train
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run
 from asyncprop.tasks import TASKS

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from asyncprop.config import TrainConfig
-from asyncprop.methods.train import Session, train
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import train
 from asyncprop.progress import progress_on, result_line
 from asyncprop.runs import create_run
 

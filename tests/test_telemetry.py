@@ -7,7 +7,8 @@ import pytest
 
 from asyncprop.config import TrainConfig
 from asyncprop.methods import telemetry
-from asyncprop.methods.train import Session, train
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run
 from asyncprop.trace import Statistics, ThreadTime

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from asyncprop.config import TrainConfig
 from asyncprop.devices import available_cores
 from asyncprop.methods import METHODS
+from asyncprop.methods.session import Session
 from asyncprop.methods.sgd import SequentialLoop
-from asyncprop.methods.train import Interrupted, Session, train
+from asyncprop.methods.train import Interrupted, train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run, open_run
 from asyncprop.testing import TINY, cross_entropy, plain_loop, same_state, twins

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import asyncprop as ap
+from asyncprop.engine import Turn
 from asyncprop.testing import TINY, cross_entropy, same_state, twins
 
 TINY_MLP = TINY["mlp"]
@@ -81,3 +82,39 @@ def test_locked_writes_lose_no_update(update) -> None:
     with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(4), update=update) as engine:
         list(engine.run([torch.ones(1, dtype=torch.float64)] * 100))
     assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -100.0))
+
+
+class Scaled(nn.Module):
+    """Two vectors whose gradients come in another order in every second batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.full((5,), 0.7)), nn.Parameter(torch.full((5,), 1.3))
+
+    def forward(self, x):
+        first, second = (self.left, self.right) if float(x.detach().sum()) > 0 else (self.right, self.left)
+        return torch.tanh(x * first) * second
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_layer_is_stepped_with_all_its_gradients_in_whatever_order_they_come(accumulate: int) -> None:
+    ours, theirs = twins(nn.Sequential(nn.Linear(5, 5), Scaled(), nn.Linear(5, 3)))
+    batches = [(x * (-1) ** index, y) for index, (x, y) in enumerate(TINY_MLP.batches(12))]
+
+    def losses(model, batch):
+        both = [cross_entropy(model, batch), model(batch[0]).square().mean()]
+        return both if accumulate == 2 else sum(both)
+
+    update = ap.LayerUpdate(accumulate=accumulate, layers="parameter" if accumulate == 2 else "module")
+    sgd = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
+    with ap.Engine(ours, sgd, losses, workers=ap.Coupled(1), update=update, turn=Turn()) as engine:  # a Turn: at once
+        steps = list(engine.run(batches))
+    assert all(age == 0 for step in steps for age in step.staleness)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for batch in batches:
+        optimizer.zero_grad()
+        both = losses(theirs, batch)
+        for loss in both if accumulate == 2 else [both]:
+            loss.backward()
+        optimizer.step()
+    assert same_state(ours.state_dict(), theirs.state_dict())

@@ -104,6 +104,25 @@ class TrainConfig(TrainOptions):
     task: str = Field(description="What to train: a name from `asyncprop tasks`.")
 
 
+class SimulateOptions(TrainOptions):
+    """The options of a run in virtual time."""
+
+    devices: Count = Field(3, description="Simulated devices. Methods of several ranks have a rank on each.")
+    speeds: str | None = Field(
+        None, description="Of the devices, separated by commas, relative to the costs'; the last counts for the rest."
+    )
+    cores: Count = Field(1, description="Operations that a device computes at once: 1 for a GPU, its cores for a CPU.")
+    costs: str = Field(
+        "a100-resnet18",
+        description="Seconds by layer: a100-resnet18 or a100-resnet50 (the paper's Table 9), or a file that asyncprop "
+        "plan has written.",
+    )
+
+
+class SimulateConfig(SimulateOptions, TrainConfig):
+    """One run in virtual time."""
+
+
 class CompareOptions(Options):
     """The options of a comparison."""
 

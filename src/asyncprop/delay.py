@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncprop.clock import SYSTEM, Clock
@@ -77,6 +77,12 @@ def _parse(text: str) -> Delay:
         except ValueError:
             raise ValueError(f"delay: {name} must be a number (got {value})") from None
     return Delay(**values)
+
+
+def on_rank(delays: Sequence[Delay], rank: int) -> tuple[Delay, ...]:
+    """Return the delays of one rank, as those of a process that knows of no ranks; ranks draw differently."""
+    ours = (delay for delay in delays if delay.rank in (None, rank))
+    return tuple(replace(delay, rank=None, seed=delay.seed + 1_000_003 * rank) for delay in ours)
 
 
 def current_rank() -> int:

@@ -1,14 +1,29 @@
-"""Launch: starts several ranks of the command on this machine, by torch's own elastic launcher."""
+"""Launch: starts several ranks of the command on this machine.
+
+Ranks that must all live are started by torch's own elastic launcher, which ends the others if one fails. Nothing of it
+goes on after a death, so ranks that may die are started here, one by one; they meet in a store that this process holds.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from asyncprop.devices import available_cores
+
+POLL_S = 0.1
+"""Seconds between two looks at the ranks."""
+
+SIGNALLED = 128
+"""A greater exit code is that of a run that was asked to end, and has said so."""
 
 
 def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
@@ -40,6 +55,71 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
+def launch_tolerant(ranks: int, arguments: Sequence[str], *, replacements: int = 0) -> tuple[int, str]:
+    """Run `asyncprop ARGUMENTS` in so many processes, and wait for them. If one dies, the others go on.
+
+    Args:
+        ranks: how many.
+        arguments: of the command.
+        replacements: how many ranks may be started anew for ranks that a signal has ended; they join the others.
+
+    Returns:
+        The exit code: 0 if any rank has finished the run, else that of the last that failed; and what to say of it.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    address = f"127.0.0.1:{store.port}"
+    print(f"{ranks} ranks; another joins them by: asyncprop train --join {address}", file=sys.stderr, flush=True)
+    cores = str(max(1, available_cores() // ranks))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+              "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", cores)
+    running = {rank: _start(arguments, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)}
+    started, codes = ranks, []
+    with _signals_passed_on(running):
+        while running:
+            time.sleep(POLL_S)
+            for rank, process in list(running.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del running[rank]
+                codes.append(code)
+                if code < 0 and running:
+                    print(f"asyncprop: rank {rank} was ended by {signal.Signals(-code).name}: the others go on",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                    if started < ranks + replacements:
+                        local = {**common, "LOCAL_RANK": str(rank)}
+                        running[started] = _start(["train", "--join", address], local)
+                        started += 1
+    if 0 in codes:
+        return 0, ""
+    code = codes[-1] if codes[-1] > 0 else 1
+    return code, "" if code > SIGNALLED else "no rank has finished the run"
+
+
 def is_rank() -> bool:
-    """Tell whether this process is one of several that torch's launcher has started."""
+    """Tell whether this process is one of several that a launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start one process, in a session of its own: a Ctrl-C comes to it from here only."""
+    command = [sys.executable, "-m", "asyncprop", *arguments]
+    return subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _signals_passed_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Let the ranks decide what a Ctrl-C, or a request to end, means."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in list(running.values()):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncprop.progress import Quiet
 
 if TYPE_CHECKING:
-    from asyncprop.methods.train import Observer, Session
+    from asyncprop.methods.session import Session
+    from asyncprop.methods.train import Observer
     from asyncprop.runs import Run
     from asyncprop.trace import Step
 

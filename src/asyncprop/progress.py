@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from asyncprop.dashboard import Dashboard
 
 if TYPE_CHECKING:
-    from asyncprop.methods.train import Observer, Session
+    from asyncprop.methods.session import Session
+    from asyncprop.methods.train import Observer
     from asyncprop.runs import Run
     from asyncprop.trace import Step
 

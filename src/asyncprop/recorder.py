@@ -28,7 +28,7 @@ class Recorder:
         self._limit, self._rank = limit, rank
         self._layers: tuple[str, ...] = ()
         self._opened_s: float | None = None
-        self._threads: list[tuple[str, deque[_Row]]] = []
+        self._threads: list[tuple[int, str, deque[_Row]]] = []  # rank, name
         self._local = threading.local()
 
     def open(self, layers: tuple[str, ...], now: Callable[[], float]) -> None:
@@ -36,6 +36,12 @@ class Recorder:
         self._layers, self.now = layers, now
         if self._opened_s is None:
             self._opened_s = now()
+
+    def of_rank(self, rank: int) -> Recorder:
+        """Return the recorder of another rank in this process; its events are in this one's trace, too."""
+        other = Recorder(self._limit, rank)
+        other._threads = self._threads
+        return other
 
     def add(
         self, kind: Kind, start: float, end: float, lane: int = -1, batch: int = -1, layer: int = -1, detail: str = ""
@@ -48,17 +54,17 @@ class Recorder:
             rows: deque[_Row] = self._local.rows
         except AttributeError:
             rows = self._local.rows = deque(maxlen=self._limit)
-            self._threads.append((threading.current_thread().name, rows))  # appending is atomic in CPython
+            self._threads.append((self._rank, threading.current_thread().name, rows))  # appending is atomic in CPython
         rows.append((kind, start, end, lane, batch, layer, detail))
 
     def trace(self) -> Trace:
         """Return what has been noted so far."""
         zero = self._opened_s or 0.0
-        threads = sorted(self._threads, key=lambda thread: thread[0])
+        threads = sorted(self._threads, key=lambda thread: thread[:2])
         events = [
-            Event(kind, start - zero, end - zero, number, self._rank, lane, batch, layer, detail)
-            for number, (_, rows) in enumerate(threads)
+            Event(kind, start - zero, end - zero, number, rank, lane, batch, layer, detail)
+            for number, (rank, _, rows) in enumerate(threads)
             for kind, start, end, lane, batch, layer, detail in tuple(rows)
         ]
         events.sort(key=lambda event: event.start_s)
-        return Trace(self._layers, tuple(name.removeprefix("asyncprop-") for name, _ in threads), events)
+        return Trace(self._layers, tuple(name.removeprefix("asyncprop-") for _, name, _ in threads), events)

@@ -23,20 +23,21 @@ class Run:
         path: of the folder.
         config: what is run.
         steps, epochs: how many lines of `steps.jsonl` and `epochs.jsonl` count; what a killed run wrote after its last
-            checkpoint is cut off.
+            checkpoint is cut off. They count on as lines are added.
     """
 
     def __init__(self, path: Path, config: TrainConfig, *, steps: int = 0, epochs: int = 0) -> None:
         self.path, self.config = path, config
-        self._steps = _reopen(path / "steps.jsonl", steps)
-        self._epochs = _reopen(path / "epochs.jsonl", epochs)
+        self.steps, self.epochs = steps, epochs
+        self._step_lines = _reopen(path / "steps.jsonl", steps)
+        self._epoch_lines = _reopen(path / "epochs.jsonl", epochs)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._steps.close()
-        self._epochs.close()
+        self._step_lines.close()
+        self._epoch_lines.close()
 
     @property
     def checkpoint(self) -> Path:
@@ -50,15 +51,17 @@ class Run:
 
     def add_step(self, row: dict[str, Any]) -> None:
         """Append a line to `steps.jsonl`."""
-        self._steps.write(json.dumps(row) + "\n")
+        self._step_lines.write(json.dumps(row) + "\n")
+        self.steps += 1
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Append a line to `epochs.jsonl`."""
-        self._epochs.write(json.dumps(row) + "\n")
+        self._epoch_lines.write(json.dumps(row) + "\n")
+        self.epochs += 1
 
     def flush(self) -> None:
         """Bring all lines to the disk: a checkpoint that counts them comes next."""
-        for file in (self._steps, self._epochs):
+        for file in (self._step_lines, self._epoch_lines):
             file.flush()
             os.fsync(file.fileno())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Self
 
@@ -52,7 +52,10 @@ class ThreadTime:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A trainer at one instant. Counts are since it was opened; `versions` and `staleness` go by layer, as `layers`."""
+    """A trainer at one instant. Counts are since it was opened; `versions` and `staleness` go by layer, as `layers`.
+
+    `exchange` is what the exchange counts, by name (see `GossipTally`).
+    """
 
     batches: int
     samples: int
@@ -65,6 +68,7 @@ class Statistics:
     mean_queue_depth: float
     max_queue_depth: int
     threads: tuple[ThreadTime, ...]
+    exchange: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean_staleness(self) -> float:

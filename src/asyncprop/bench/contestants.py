@@ -71,19 +71,27 @@ class Ddp:
 
 @dataclass(frozen=True)
 class Async:
-    """Our engine. What is timed is its steady state: from one finished batch to the `count`-th after it."""
+    """Our engine. What is timed is its steady state: from one finished batch to the `count`-th after it.
+
+    Several ranks do not meet, unless `gossip` has the options of a LayerGossip.
+    """
 
     workers: Any
     lockstep: bool = False
     telemetry: bool = True
     threads: int | None = None
+    gossip: dict[str, Any] | None = None
 
     def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
         """Train on what is asked for."""
-        from asyncprop import Engine
+        from asyncprop import Engine, LayerGossip
 
         if self.threads:
             set_threads(self.threads)
+        if self.gossip is not None:
+            from torch import distributed
+
+            distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
         trained, batches = workload.make(), workload.batches()
         with Engine(
             trained.model,
@@ -92,6 +100,7 @@ class Async:
             workers=self.workers,
             turn="lockstep" if self.lockstep else "free",
             telemetry=self.telemetry,
+            exchange=None if self.gossip is None else LayerGossip(**self.gossip),
         ) as engine:
             count = yield None
             while True:

@@ -14,7 +14,7 @@ import pydantic
 from cyclopts import App, CycloptsError, ValidationError
 
 from asyncprop import __version__
-from asyncprop.cli import bench, compare, data, report, reproduce, trace, train
+from asyncprop.cli import bench, compare, data, report, reproduce, simulate, theory, trace, train
 from asyncprop.cli.common import BAD_INPUT, FAILED, complain
 from asyncprop.config import TrainOptions, one_line
 
@@ -25,11 +25,13 @@ app = App(
 )
 app.command(train.train)
 app.command(train.replay)
+app.command(simulate.simulate)
 app.command(compare.compare)
 app.command(compare.delays)
 app.command(trace.trace)
 app.command(report.report)
 app.command(reproduce.reproduce)
+app.command(theory.theory)
 app.command(data.tasks)
 app.command(data.methods)
 app.command(data.app)

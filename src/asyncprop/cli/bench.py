@@ -52,6 +52,39 @@ def engine(
 
 
 @app.command
+def exchange(
+    *,
+    workloads: str | None = None,
+    ranks: Annotated[int, Parameter(validator=Number(gte=2))] = 2,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 9,
+    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    json: JsonFile = None,
+) -> int:
+    """Measure what gossip costs a step of several ranks, by the size of its messages.
+
+    Args:
+        workloads: Names, separated by commas. Default: resnet18-width16.
+        ranks: How many processes.
+        rounds: How often everything is measured, in turn; medians are taken.
+        seconds: Length of one measurement.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.exchange import bench_exchange
+    from asyncprop.report.tables import print_exchange
+    from asyncprop.runs import write_json
+
+    check_writable(json)
+    try:
+        figures = bench_exchange(workloads, ranks=ranks, rounds=rounds, seconds=seconds, messages=sys.stderr)
+    except RuntimeError as error:  # of one of its processes
+        return complain(str(error), FAILED)
+    print_exchange(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+    return 0
+
+
+@app.command
 def memory(*, json: JsonFile = None) -> None:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 

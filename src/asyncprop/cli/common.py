@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 from cyclopts import Parameter
 
-BAD_INPUT = 2
-FAILED = 1
+from asyncprop.rank import BAD_INPUT, FAILED, complain
+
+__all__ = ["BAD_INPUT", "FAILED", "Flat", "JsonFile", "check_writable", "complain", "given_options"]
 
 Flat = Parameter(name="*")
 """The fields of a model are options of the command."""
@@ -28,9 +28,3 @@ def check_writable(*files: Path | None) -> None:
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise ValueError(f"the file to write must be in a folder that exists (got {file})")
-
-
-def complain(message: str, code: int) -> int:
-    """Say in one line what is wrong, and return the exit code."""
-    print(f"asyncprop: {' '.join(message.split())}", file=sys.stderr)
-    return code

@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from asyncprop.clock import SYSTEM, Clock
+from asyncprop.clock import SYSTEM
 from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
 from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
@@ -120,7 +120,7 @@ class Engine:
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
         self._lockstep = turn == "lockstep"
         self._turn = None if isinstance(turn, str) else turn
-        self._clock = self._turn if isinstance(self._turn, Clock) else SYSTEM
+        self._clock = self._turn.clock if self._turn else SYSTEM
         self._recorder = trace
         self._device = device or device_of(list(model.parameters()))
         lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
@@ -294,6 +294,7 @@ class Engine:
             mean_queue_depth=tally.queue_depth / max(1, tally.batches),
             max_queue_depth=tally.max_queue_depth,
             threads=tuple(watch.read() for watch in crew.watches) if crew else (),
+            exchange=self.exchange.statistics() if self.exchange else {},
         )
 
     # ---- inside

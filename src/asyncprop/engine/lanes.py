@@ -20,8 +20,10 @@ from asyncprop.engine.lane import Lane, shares_storage
 from asyncprop.engine.layers import Layer, find_layers
 from asyncprop.engine.optimizer import States
 from asyncprop.engine.partition import Blocks, Partition, check_blocks, cut, measure_backward
+from asyncprop.engine.stepper import Stepper
 from asyncprop.engine.turn import Turn
-from asyncprop.engine.update import Stepper, Unit, Update, units_of
+from asyncprop.engine.unit import Unit, units_of
+from asyncprop.engine.update import Update
 from asyncprop.engine.versions import Versions
 from asyncprop.recorder import Recorder
 

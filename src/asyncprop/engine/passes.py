@@ -15,7 +15,8 @@ from asyncprop.clock import SYSTEM, Clock
 from asyncprop.devices import Device, Mark, tensors_in
 from asyncprop.engine.feed import Work
 from asyncprop.engine.lane import Lane
-from asyncprop.engine.update import NonFiniteError, Stepper
+from asyncprop.engine.stepper import Stepper
+from asyncprop.engine.update import NonFiniteError
 from asyncprop.trace import Step
 
 LossFn = Callable[[nn.Module, Any], Tensor | Sequence[Tensor]]

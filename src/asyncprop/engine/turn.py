@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from asyncprop.clock import SYSTEM, Clock
 from asyncprop.engine.layers import Layer
 
 Moment = Literal[
@@ -31,9 +32,11 @@ class Turn:
     """Lets everybody go on; subclasses make them wait. Its methods are called by the threads that run passes.
 
     Attributes:
+        clock: of the engine's threads.
         watches_all: whether it is to be asked at `read again` and `read back`, too, and told by `left`.
     """
 
+    clock: Clock = SYSTEM
     watches_all = False
 
     def open(self, model: nn.Module, layers: tuple[Layer, ...], *, by_layer: bool) -> None:

@@ -24,7 +24,8 @@ class Agreement:
     """
 
     def __init__(self, members: Members, store: Store) -> None:
-        self._members, self._store = members, store
+        self._members = members
+        self._store = store.clone()  # type: ignore[attr-defined]  # connecting waits in it: it must be nobody else's
         self._group: Any = None
         self._among: tuple[int, ...] = ()
         self._groups = 0

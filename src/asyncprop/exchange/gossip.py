@@ -109,8 +109,8 @@ class LayerGossip(Exchange):
             self._agree(shared)
         members.offers["replica"] = self._offer
         peers = Peers(self._topology, self._seed + shared.rank)
-        sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
-        shared.start("send", sender.run)
+        self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
+        shared.start("send", self._sender.run)
         members.changed.append(self._member_changed)
         for member in members.alive - {shared.rank}:
             self._member_changed(member, True)

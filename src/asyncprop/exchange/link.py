@@ -88,7 +88,8 @@ class Caller:
     """
 
     def __init__(self, board: Board, store: Store, rank: int, peer: int) -> None:
-        self._board, self._store = board, store
+        self._board = board
+        self._store = store.clone()  # type: ignore[attr-defined]  # connecting waits in it: it must be nobody else's
         self._is_first = rank < peer
         self._name = f"link/{min(rank, peer)}-{max(rank, peer)}"
         self._last = 0

@@ -37,6 +37,7 @@ class Members:
         rank: this rank's number, from 0 to size - 1; None for one that joins later and is given the next free number.
         timeout_s: a rank that was not heard of for so long is dropped. Shorter drops the dead sooner, and also those
             that only hang: these can join anew.
+        clock: seconds; for tests.
 
     Attributes:
         rank: this rank's number, once opened.
@@ -52,7 +53,15 @@ class Members:
         store: as given.
     """
 
-    def __init__(self, store: Store, size: int, rank: int | None, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        size: int,
+        rank: int | None,
+        *,
+        timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be > 0 (got {timeout_s})")
         self.store, self.size, self.timeout_s = store, size, timeout_s
@@ -67,25 +76,30 @@ class Members:
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
         self._every_s = min(1.0, timeout_s / 10)
+        self._clock = clock
         self._heard: dict[int, tuple[int, float]] = {}
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
         self._since: dict[int, int] = dict.fromkeys(range(size), 1)  # the first meeting that a member takes part in
         self._left_out: dict[int, int] = {}
-        self._answered = 0
+        self._answered: dict[int, int] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
         """Announce this rank, and start its heartbeat."""
+        self.announce()
+        self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
+        self._thread.start()
+
+    def announce(self) -> None:
+        """Let the others know of this rank."""
         if self.joins:
             self.size = self.board.get("size", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
         self.board.put("size", self.size)
-        self._looked = time.monotonic()
-        self._look(self.board)
-        self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
-        self._thread.start()
+        self._looked = self._clock()
+        self.look()
 
     def close(self) -> None:
         """Say goodbye, so that nobody waits for this rank, and end the thread."""
@@ -133,7 +147,12 @@ class Members:
 
     def _expected(self) -> set[int]:
         """Who takes part in the next meeting: not those that were left out of one and have not joined again."""
-        return {m for m in self._alive if self._since.get(m, 0) > self._left_out.get(m, 0)}
+        return {member for member in self._alive if self._takes_part(member)}
+
+    def _takes_part(self, member: int) -> bool:
+        if self._since.get(member, 0) <= self._left_out.get(member, 0) and self.board.has(f"since/{member}"):
+            self._since = {**self._since, member: self.board.get(f"since/{member}")}
+        return self._since.get(member, 0) > self._left_out.get(member, 0)
 
     def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> dict[int, Any]:
         name, board = f"round/{self.turn}", self.board
@@ -148,7 +167,7 @@ class Members:
             else:
                 time.sleep(POLL_S)
         members = [int(member) for member in board.settle(f"{name}/set", "").split(",")]
-        self._left_out |= {m: self.round for m in self._since if m not in members}
+        self._left_out |= {m: self.round for m in {*self._since, *self._alive} if m not in members}
         if self.rank not in members:
             raise LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
         self.among = tuple(members)
@@ -184,12 +203,11 @@ class Members:
         self.among = given["among"]
         self._left_out.pop(self.rank, None)
         self._since = {**self._since, self.rank: self.round + 1}
-        self.board.put(f"since/{self.rank}", self.round + 1)
         return given
 
     def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
-        number = self.board.add(f"asked/{donor}", 1)
-        key = f"offer/{donor}/{number}"
+        number = self.board.add(f"asked/{donor}/{self.rank}", 1)
+        key = f"offer/{donor}/{self.rank}/{number}"
         while not self.board.has(key):
             self.check()
             give_up()
@@ -200,38 +218,45 @@ class Members:
         self.board.delete(key)
         return given
 
-    def _answer(self, board: Board) -> None:
+    def answer(self) -> None:
         """Give those who ask for it what this rank offers."""
-        while self.offers and self._answered < board.add(f"asked/{self.rank}", 0):
-            given: dict[str, Any] = {"round": self.round, "among": self.among}
-            for name, offer in self.offers.items():
-                if (part := offer()) is None:
-                    return
-                given[name] = part
-            if self.round != given["round"]:
-                return
-            self._answered += 1
-            board.put(f"offer/{self.rank}/{self._answered}", given)
+        for member in self._alive - {self.rank} if self.offers else ():
+            number = self._beats.add(f"asked/{self.rank}/{member}", 0)
+            if number > self._answered.get(member, 0) and self._give(member, number):
+                self._answered[member] = number
+
+    def _give(self, member: int, number: int) -> bool:
+        given: dict[str, Any] = {"round": self.round, "among": self.among}
+        for name, offer in self.offers.items():
+            if (part := offer()) is None:
+                return False
+            given[name] = part
+        if self.round != given["round"]:
+            return False
+        self._beats.put(f"since/{member}", self.round + 1)  # from now on the others wait for it
+        self._beats.put(f"offer/{self.rank}/{member}/{number}", given)
+        return True
 
     # ---- the thread
 
     def _run(self) -> None:
         try:
             while not self._closing.wait(self._every_s):
-                self._look(self._beats)
-                self._answer(self._beats)
+                self.look()
+                self.answer()
         except BaseException as error:
             self.failure = error
             for changed in self.changed:
                 changed(self.rank, False)
 
-    def _look(self, board: Board) -> None:
+    def look(self) -> None:
         """Count one heartbeat, and see whose counts have changed.
 
         While this rank was stopped itself it has heard of nobody: such time counts against no one.
         """
+        board = self._beats
         board.add(f"beat/{self.rank}", 1)
-        now = time.monotonic()
+        now = self._clock()
         stopped_s = max(0.0, now - self._looked - 2 * self._every_s)
         self._looked = now
         for member in range(self.size + board.add("joined", 0)):
@@ -250,8 +275,6 @@ class Members:
         is_alive = now - self._heard[member][1] < patience_s and (beats > 0 or member < self.size)
         if not is_alive and member in self._alive:
             self.lost[member] = time.time()
-        if board.has(f"since/{member}"):
-            self._since = {**self._since, member: board.get(f"since/{member}")}
         self._mark(member, alive=is_alive)
 
     def _mark(self, member: int, *, alive: bool) -> None:

@@ -3,7 +3,8 @@
 One message at most is out to a neighbour: the next may go when it has said `MERGED`. A neighbour that hangs therefore
 holds one message's weight and no more, and one that is slow to merge gets newer values instead of a queue of old ones.
 After a link was cut, each side says which message of the other's it merged last; what was out and is later than that
-is taken back. So weight is neither lost nor doubled, however often links break.
+is taken back. So weight is neither lost nor doubled, however often links break. (What is taken back counts for the
+sender's present values: the ones that were on their way are older than these.)
 """
 
 from __future__ import annotations

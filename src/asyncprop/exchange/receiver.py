@@ -57,6 +57,7 @@ class Receiver:
             if not shared.is_closed and not neighbour.refused and neighbour.rank in shared.members.alive:
                 return True
             neighbour.thread = None
+            shared.changed.notify_all()
             return False
 
     def _serve(self, link: Link) -> None:
@@ -72,12 +73,14 @@ class Receiver:
                 if shared.is_closed:
                     return
                 neighbour.link = link
+                shared.changed.notify_all()
             shared.due.set()
             while True:
                 self._take(link)
         finally:
             with shared.changed:
                 neighbour.link = None
+                shared.changed.notify_all()
             link.cut()
 
     def _take(self, link: Link) -> None:
@@ -86,6 +89,7 @@ class Receiver:
         if header.kind == Kind.MERGED:
             with shared.changed:
                 shared.tally.delivered(neighbour.was_merged(header.sequence))
+                shared.changed.notify_all()
             shared.due.set()
         elif header.kind == Kind.LAYERS:
             values = shared.wire.values(neighbour.received, [layer for layer, _ in entries])
@@ -109,6 +113,7 @@ class Receiver:
                 raise LinkBroken("closed")
             if header.round != members.round or header.sequence <= neighbour.merged:
                 shared.tally.late += 1
+                shared.changed.notify_all()
                 return
             device = shared.replica.device
             with device.use(shared.stream):
@@ -120,6 +125,7 @@ class Receiver:
                 device.finish(shared.stream)
             neighbour.merged = header.sequence
             shared.tally.merged(header.length_bytes)
+            shared.changed.notify_all()
 
     def _short(self, kind: Kind, sequence: int) -> Tensor:
         header = Header(kind, self._shared.rank, sequence, self._shared.members.round)

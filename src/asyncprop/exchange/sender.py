@@ -92,5 +92,6 @@ class Sender:
                     value.copy_(shared.parameters[name].data, non_blocking=True)
                 device.finish(shared.stream)
             shared.tally.sent(message.numel())
+            shared.changed.notify_all()
         with contextlib.suppress(LinkBroken):  # the receiving thread sees it, too; the next link settles what is out
             link.send(message, MESSAGE)

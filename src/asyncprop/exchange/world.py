@@ -1,32 +1,47 @@
-"""World: the ranks that train together, as torch's launcher started them. A world of one communicates with nobody."""
+"""World: the ranks that train together, as a launcher started them. A world of one communicates with nobody."""
 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from asyncprop.exchange.members import START_TIMEOUT_S, Members
 
 
 class World:
     """All ranks, and which of them this process is.
 
-    Inside its `with` block torch.distributed is initialised, if there are several.
+    Inside its `with` block torch.distributed is initialised, if there are several; or, for ranks that may die, hang and
+    join, the `members` are there instead, as torch's process groups end with any of their ranks.
+
+    Args:
+        tolerant: whether the ranks may die, hang and join.
+        timeout_s: of silence, after which the others go on without a rank.
+        joins: the address, HOST:PORT, of the store of ranks that train already, for one that joins them.
 
     Attributes:
         rank: this process's number, from 0.
-        size: how many there are.
+        size: how many there were at the start.
+        members: those that are alive, if the world is tolerant.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tolerant: bool = False, timeout_s: float = 10.0, joins: str | None = None) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.members: Members | None = None
+        self._tolerant, self._timeout_s, self._joins = tolerant, timeout_s, joins
         self._store: Any = None
 
     def __enter__(self) -> Self:
-        if self.size > 1:
+        if self._joins is not None or (self._tolerant and self.size > 1):
+            self._open_members()
+        elif self.size > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend)
             default = distributed.distributed_c10d._get_default_store()
@@ -34,21 +49,48 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.size > 1 and kind is None:  # after an error the others may never come
+        if self.members:
+            self.members.close()
+        elif self.size > 1 and kind is None:  # after an error the others may never come
             distributed.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that writes and tells."""
-        return self.rank == 0
+        return self.rank == (min(self.members.among) if self.members else 0)
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether this rank has yet to take over the training from those that it joins."""
+        return self.members is not None and self.members.joins
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's `value`, in the order of ranks; all ranks must call it."""
+        """Return every rank's `value`, in the order of ranks; all ranks must call it. The dead have none."""
+        if self.members:
+            gathered = self.members.gather(value)
+            return [gathered[rank] for rank in sorted(gathered)]
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
+
+    def _open_members(self) -> None:
+        """Find the store, torch's own: the launcher holds it, or else the first rank, which then must not die."""
+        host, port = (
+            self._joins.rsplit(":", 1) if self._joins else (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+        )
+        held_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or self._joins is not None
+        store = TCPStore(
+            host, int(port), is_master=self.rank == 0 and not held_elsewhere, timeout=timedelta(seconds=START_TIMEOUT_S)
+        )
+        self._store = PrefixStore("asyncprop/counters", store)
+        self.address = f"{host}:{port}"
+        rank = None if self._joins else self.rank
+        self.members = Members(PrefixStore("asyncprop/members", store), self.size, rank, timeout_s=self._timeout_s)
+        self.members.open()
+        self.rank, self.size = self.members.rank, self.members.size
+        os.environ["RANK"] = str(self.rank)  # a rank that joins is slowed, or not, as this number says
 
     def counter(self, name: str) -> Counter:
         """Return the counter called `name`, which all ranks share."""

@@ -15,9 +15,12 @@ class Share(Protocol):
     """Numbers of batches, from 0 in the epoch, for this rank.
 
     `ended` is where the next share starts, once this rank has ended it; None if another has, or it went to the end.
+    `taken_to` is one more than the last number that this rank took, if it saw that the share was ended before its time;
+    else None.
     """
 
     ended: int | None
+    taken_to: int | None
 
     def __iter__(self) -> Iterator[int]:
         """Take numbers until there are no more, or `stop` was called."""
@@ -30,6 +33,19 @@ class Share(Protocol):
         """Batches that other ranks have taken, as far as is known here."""
 
 
+def end_of_share(told: list[tuple[int | None, int | None]], count: int) -> int:
+    """Return where the next share starts.
+
+    Args:
+        told: `ended` and `taken_to` of every rank that is alive. If the one that ended the share has died, the next
+            starts after the last batch that a live rank took.
+        count: the number of batches in the epoch.
+    """
+    ends = [ended for ended, _ in told if ended is not None]
+    taken = [taken_to for _, taken_to in told if taken_to is not None]
+    return ends[0] if ends else max(taken, default=count)
+
+
 class Claims:
     """The next batch goes to whichever rank asks first, so that a slow rank holds up nobody.
 
@@ -40,6 +56,7 @@ class Claims:
 
     def __init__(self, counter: Counter, start: int, count: int) -> None:
         self.ended: int | None = None
+        self.taken_to: int | None = None
         self._counter, self._start, self._count = counter, start, count
         self._taken, self._last = 0, start - 1
 
@@ -47,6 +64,8 @@ class Claims:
         while (number := self._start + self._counter.add(1) - 1) < self._count:
             self._taken, self._last = self._taken + 1, number
             yield number
+        if number >= FAR:
+            self.taken_to = self._last + 1
 
     def stop(self) -> None:
         """Let nobody claim any more."""
@@ -71,6 +90,7 @@ class Rounds:
 
     def __init__(self, counter: Counter, start: int, count: int, world: World) -> None:
         self.ended: int | None = None
+        self.taken_to: int | None = None
         self._counter, self._start, self._count, self._world = counter, start, count, world
         self._begun = 0
         self._is_stopped = False

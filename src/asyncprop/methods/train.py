@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
-import os
-import resource
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
-from asyncprop.config import TrainConfig
-from asyncprop.engine import Turn
-from asyncprop.exchange import World
-from asyncprop.methods import get_method, telemetry
-from asyncprop.methods.shares import Claims, Rounds, Share
+from asyncprop.checkpoint import Position
+from asyncprop.exchange import LeftOut
+from asyncprop.methods import telemetry
+from asyncprop.methods.journal import Journal
+from asyncprop.methods.meeting import Meeting
+from asyncprop.methods.session import Session, peak_memory_bytes
+from asyncprop.methods.shares import Share
 from asyncprop.methods.telemetry import Telemetry
-from asyncprop.methods.trainer import Extent, Trainer, open_trainer
-from asyncprop.recorder import Recorder
-from asyncprop.replay import Ordered, Replay
+from asyncprop.methods.trainer import Trainer
 from asyncprop.runs import Run
-from asyncprop.tasks import Batch, Batches, Split, Task, get_task
-from asyncprop.trace import Step, Trace
+from asyncprop.tasks import Batch
+from asyncprop.trace import Step
 
 
 class Observer(Protocol):
@@ -53,157 +41,12 @@ class Interrupted(Exception):  # noqa: N818 (asked for, not an error)
     """The run was asked to stop; all that was taken is finished, and a checkpoint is written."""
 
 
-class Session:
-    """A run under way: the objects that are trained, and how far they have come.
-
-    Args:
-        config: what is trained, and how.
-        checkpoint: folder of a checkpoint to go on from; None starts anew.
-        world: the ranks that train together; this process alone by default.
-        replay: the trace of a run with this configuration, that is to be trained again; None trains anew.
-
-    Raises:
-        ValueError: if the configuration does not fit the task or the method, or the checkpoint not the model.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        checkpoint: Path | None = None,
-        world: World | None = None,
-        replay: Trace | None = None,
-    ) -> None:
-        self.config = config
-        self._replay = replay
-        self.world = world or World()
-        self.task: Task = get_task(config.task)
-        get_method(config.method)
-        self.device = _device(config.device)
-        self.split: Split = self.task.load(
-            data_dir=config.data_dir, train_samples=config.train_samples, test_samples=config.test_samples
-        )
-        recipe = self.task.recipe
-        self.epochs = config.epochs or recipe.epochs
-        self.batch_size = config.batch_size or recipe.batch_size
-        self.target = config.target or self.task.target
-        torch.manual_seed(config.seed + 1_000_003 * self.world.rank)  # ranks draw their own dropout
-        self.model: nn.Module = self.task.build(width=config.width, seed=config.seed).to(self.device)
-        self.optimizer: Optimizer = self.task.optimizer(
-            self.model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        self._shares = [group["lr"] / self.optimizer.param_groups[0]["lr"] for group in self.optimizer.param_groups]
-        self.batches_per_epoch = len(self._batches(0, 0))
-        self.samples_per_epoch = self.batches_per_epoch * self.batch_size
-        self.position = Position()
-        trainer_state: dict[str, Any] = {}
-        if checkpoint:
-            self.position, trainer_state = load_checkpoint(checkpoint, self.model, self.optimizer, rank=self.world.rank)
-        self.recorder = Recorder(rank=self.world.rank) if config.trace or config.turn == "ordered" else None
-        self.trainer = self._open_trainer(self.model, self.optimizer, self._turn(), self.recorder)
-        self.trainer.load_state_dict(trainer_state)
-        self._shares_opened = 0
-        self._name = self.world.gather(uuid.uuid4().hex)[0]
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the task's loss, of a batch that is brought to the model's device."""
-        return self.task.loss(model, tuple(tensor.to(self.device, non_blocking=True) for tensor in batch))
-
-    def warm_up(self) -> None:
-        """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""
-        config = self.config
-        batches = list(itertools.islice(self._batches(self.epochs, 0), config.warm_up_batches))
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            model = copy.deepcopy(self.model)
-            optimizer = self.task.optimizer(model, lr=config.lr)
-            trainer = self._open_trainer(model, optimizer, "lockstep" if config.turn == "lockstep" else "free", None)
-            with trainer:
-                for _ in trainer.run(batches):
-                    pass
-        if blocks := trainer.state_dict().get("blocks"):
-            self._take_over(blocks)
-
-    def _take_over(self, blocks: list[list[str]]) -> None:
-        """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
-        state = self.trainer.state_dict()
-        if not state["blocks"]:
-            self.trainer.load_state_dict({**state, "blocks": blocks})
-
-    def _turn(self) -> Literal["free", "lockstep"] | Turn:
-        if self._replay:
-            return Replay(self._replay)
-        return Ordered() if self.config.turn == "ordered" else self.config.turn
-
-    def _open_trainer(
-        self, model: nn.Module, optimizer: Optimizer, turn: Literal["free", "lockstep"] | Turn, trace: Recorder | None
-    ) -> Trainer:
-        config = self.config
-        return open_trainer(
-            config,
-            config.method,
-            model,
-            optimizer,
-            self.loss,
-            extent=Extent(self.batches_per_epoch, self.epochs, self.world.size),
-            turn=turn,
-            trace=trace,
-            seed=config.seed,
-        )
-
-    def open_share(self) -> Share:
-        """Return this rank's share of what is left of the present epoch."""
-        self._shares_opened += 1
-        counter = self.world.counter(f"{self._name}-{self._shares_opened}")
-        start, count = self.position.batch, self.batches_per_epoch
-        in_step = self.world.size > 1 and get_method(self.config.method).workers is None
-        return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
-
-    def set_lr(self, others: int = 0) -> float:
-        """Set the learning rate that is due after the samples consumed so far, and return it.
-
-        Args:
-            others: batches that other ranks have taken since the ranks last met.
-        """
-        lr = self.task.recipe.lr_at(
-            self.position.samples + others * self.batch_size,
-            samples_per_epoch=self.samples_per_epoch,
-            epochs=self.epochs,
-            lr=self.config.lr,
-        )
-        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
-            group["lr"] = lr * share
-        return lr
-
-    def next_batches(self, share: Share) -> Iterator[Batch]:
-        """Yield the batches of a share."""
-        return iter(self._batches(self.position.epoch, self.position.batch, share))
-
-    def save(self, run: Run | None) -> None:
-        """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
-
-        All ranks call it, and none returns before it is written.
-        """
-        peak = sum(self.world.gather(peak_memory_bytes()))
-        self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
-        states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
-        if run:
-            run.flush()
-            save_checkpoint(run.checkpoint, self.model, states, self.position)
-        self.world.gather(None)
-
-    def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
-        return Batches(
-            self.split.train,
-            self.batch_size,
-            seed=self.config.seed,
-            epoch=epoch,
-            start=start,
-            numbers=share,
-            workers=self.task.workers,
-        )
-
-
 def train(
-    session: Session, run: Run | None, observer: Observer, stop: Callable[[], bool] = lambda: False
+    session: Session,
+    run: Run | None,
+    observer: Observer,
+    stop: Callable[[], bool] = lambda: False,
+    take_over: Callable[[], Run] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, and return the content of `result.json`.
 
@@ -212,57 +55,69 @@ def train(
         run: the folder that everything is written to; None on all ranks but the first.
         observer: who is told.
         stop: asked after each batch is taken; once it says yes, what was taken is finished and saved.
+        take_over: opens the folder on a rank that becomes the first, as those before it have died.
 
     Raises:
         Interrupted: if `stop` said yes.
+        LeftOut: if the others took this rank for dead, and have finished.
     """
     position, patience = session.position, session.task.recipe.early_stopping_epochs
     if run:
         observer.on_start(session, run)
-    if not position.steps:
-        session.save(run)  # from here on, a kill leaves something to resume
+    journal = Journal(session.world, run, take_over)
+    is_new = session.world.is_joining
+    if not position.steps and not is_new:
+        session.save(journal)  # from here on, a kill leaves something to resume
     session.warm_up()
+    if is_new:
+        session.join()
     with session.trainer as trainer:
         while position.epoch < session.epochs and not _is_stale(position, patience):
-            before = trainer.statistics()
-            _train_epoch(session, run, trainer, observer, stop)
-            noted = telemetry.between(
-                before, trainer.statistics(), rank=session.world.rank, peak_memory_bytes=peak_memory_bytes()
-            )
-            _close_epoch(session, run, observer, telemetry.merge(session.world.gather(noted)))
-    result = _result(session)
-    if run and session.recorder:
-        session.recorder.trace().save(run.trace)
-    if run:
+            try:
+                before = trainer.statistics()
+                _train_epoch(session, journal, trainer, observer, stop)
+                noted = telemetry.between(
+                    before, trainer.statistics(), rank=session.world.rank, peak_memory_bytes=peak_memory_bytes()
+                )
+                _close_epoch(session, journal, observer, telemetry.merge(session.world.gather(noted)))
+            except LeftOut:  # the others went on without this rank: it takes over what they have done since
+                journal.forget()
+                session.join()
+        exchanged = trainer.statistics().exchange
+    result = _result(session, exchanged)
+    if run := journal.write():
+        if session.recorder:
+            session.recorder.trace().save(run.trace)
         run.finish(result)
     return result
 
 
 def _train_epoch(
-    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+    session: Session, journal: Journal, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
 ) -> None:
     """Train what is left of the epoch, in segments; between them all is drained and a checkpoint is written."""
     while session.position.batch < session.batches_per_epoch:
-        _train_segment(session, run, trainer, observer, stop)
+        _train_segment(session, journal, trainer, observer, stop)
         if any(session.world.gather(stop())):
-            session.save(run)
+            session.save(journal)
             raise Interrupted
         if session.position.batch < session.batches_per_epoch:
-            session.save(run)
+            session.save(journal)
 
 
 def _train_segment(
-    session: Session, run: Run | None, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
+    session: Session, journal: Journal, trainer: Trainer, observer: Observer, stop: Callable[[], bool]
 ) -> None:
     """Train on a share of the epoch's batches, until all of them are used, a checkpoint is due, or `stop` says so."""
     position, share, meeting = session.position, session.open_share(), Meeting(session.position)
     seconds = session.config.checkpoint_every if session.world.is_first else math.inf
     batches = _until_due(session.next_batches(share), share, seconds, stop)
-    before, start = position.train_s, time.perf_counter()
+    before, now = position.train_s, session.clock.now
+    start = now()
     lr = session.set_lr()
     for step in trainer.run(batches):
         position.add(step)
-        position.train_s = before + time.perf_counter() - start
+        position.train_s = before + now() - start
         row = {
             "step": position.steps - 1,
             "epoch": position.epoch,
@@ -281,35 +136,16 @@ def _train_segment(
             row["batch"] = step.index  # as its events have it
         if session.world.size > 1:
             meeting.rows.append(row)
-        elif run:
-            run.add_step(row)
+        elif journal.run:
+            journal.run.add_step(row)
         lr = session.set_lr(share.others)
         observer.on_step(session, step)
+    session.close_share()
     trainer.settle()
-    position.train_s = before + time.perf_counter() - start
+    position.train_s = before + now() - start
     position.batch = session.batches_per_epoch if share.ended is None else share.ended
     if session.world.size > 1:
-        meeting.merge(session, share.ended, run)
-
-
-class Meeting:
-    """Where ranks tell each other what they have done since the last: afterwards all have the same position."""
-
-    def __init__(self, position: Position) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._before = copy.copy(position)
-
-    def merge(self, session: Session, ended: int | None, run: Run | None) -> None:
-        """Add up all ranks' positions, and write all ranks' rows in the order of their times."""
-        position = session.position
-        gathered = session.world.gather((position, ended, self.rows))
-        position.add_up(self._before, [theirs for theirs, _, _ in gathered])
-        ends = [end for _, end, _ in gathered if end is not None]
-        position.batch = ends[0] if ends else session.batches_per_epoch
-        if run:
-            rows = sorted((row for _, _, rows in gathered for row in rows), key=lambda row: float(row["train_s"]))
-            for number, row in enumerate(rows, start=self._before.steps):
-                run.add_step({**row, "step": number})
+        meeting.merge(session, share, journal)
 
 
 def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Callable[[], bool]) -> Iterator[Batch]:
@@ -323,11 +159,12 @@ def _until_due(batches: Iterator[Batch], share: Share, seconds: float, stop: Cal
             share.stop()
 
 
-def _close_epoch(session: Session, run: Run | None, observer: Observer, noted: Telemetry) -> None:
+def _close_epoch(session: Session, journal: Journal, observer: Observer, noted: Telemetry) -> None:
     position = session.position
-    score = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
-    score = session.world.gather(score)[0]
-    assert score
+    score = None
+    while score is None:  # again, if the first rank dies at it
+        own = session.task.evaluate(session.model, session.split.test) if session.world.is_first else None
+        score = next((given for given in session.world.gather(own) if given is not None), None)
     train_loss = position.loss / max(1, position.epoch_steps)
     position.close_epoch(score.metric)
     if score.metric >= session.target and position.epochs_to_target is None:
@@ -343,10 +180,9 @@ def _close_epoch(session: Session, run: Run | None, observer: Observer, noted: T
         "mean_staleness": position.staleness / position.steps,
     }
     position.history.append(row)
-    if run:
-        run.add_epoch({**row, **noted})
-    session.save(run)
-    if run:
+    journal.add_epoch({**row, **noted})
+    session.save(journal)
+    if journal.run:
         observer.on_epoch(session, {**row, **noted})
 
 
@@ -354,8 +190,8 @@ def _is_stale(position: Position, patience: int | None) -> bool:
     return patience is not None and position.epoch - position.best_epoch >= patience
 
 
-def _result(session: Session) -> dict[str, Any]:
-    position, config = session.position, session.config
+def _result(session: Session, exchanged: dict[str, float]) -> dict[str, Any]:
+    position, config, members = session.position, session.config, session.world.members
     return {
         "task": config.task,
         "method": config.method,
@@ -372,21 +208,11 @@ def _result(session: Session) -> dict[str, Any]:
         "samples": position.samples,
         "samples_per_s": position.samples / position.train_s,
         "mean_staleness": position.staleness / position.steps,
-        "ranks": session.world.size,
+        "ranks": len(members.among) if members else session.world.size,
+        "ranks_lost": sorted(members.lost) if members else [],
+        "ranks_joined": sum(rank >= members.size for rank in members.among) if members else 0,
+        "exchange": exchanged,
         "peak_memory_bytes": position.peak_memory_bytes,
+        **session.describe(),
         "history": position.history,
     }
-
-
-def peak_memory_bytes() -> int:
-    """Return the most memory that this process has had resident so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device(name: str) -> torch.device:
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has (got {name}): use --device cpu")
-    if name == "cuda":  # one GPU per rank of this machine
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device(name)

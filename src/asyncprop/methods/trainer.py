@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.config import Options
-from asyncprop.delay import Delay, Delays, current_rank, parse_delays
+from asyncprop.delay import Delay, Delays, current_rank, on_rank, parse_delays
+from asyncprop.devices import Device
 from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Exchange, Partition, Turn
 from asyncprop.engine.partition import Blocks
 from asyncprop.engine.passes import LossFn
@@ -79,6 +80,9 @@ def open_trainer(
     seed: int = 0,
     members: Members | None = None,
     alone: bool = False,
+    rank: int | None = None,
+    device: Device | None = None,
+    exchange: Exchange | None = None,
 ) -> Trainer:
     """Make the trainer of a method.
 
@@ -92,6 +96,9 @@ def open_trainer(
         seed: of what is drawn: delays, and to whom gossip goes.
         members: for gossip: who else is there; None for the ranks of torch.distributed's default group.
         alone: not to gossip, as in a warm-up; to average all the same, which needs no more than being called by all.
+        rank: whose delays are meant, if several ranks are in this process; None for this process's own.
+        device: the face of the device; None for the model's own.
+        exchange: how replicas meet, if not as the method has it.
 
     Raises:
         ValueError: if the method is unknown, or an option does not fit it.
@@ -101,6 +108,8 @@ def open_trainer(
     _refuse(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
+    if rank is not None:
+        delays = on_rank(delays, rank)
     if row.workers is None or row.update is None:
         return _open_loop(options, row, model, optimizer, loss_fn, extent, delays, trace)
     return Engine(
@@ -110,7 +119,9 @@ def open_trainer(
         workers=_workers(options, row.workers),
         update=_update(options, row.update),
         partition=_partition(options, row, extent) if row.partition else None,
-        exchange=_exchange(options, extent, meeting, seed, members, alone=alone) if extent.ranks > 1 else None,
+        exchange=exchange
+        or (_exchange(options, extent, meeting, seed, members, alone=alone) if extent.ranks > 1 else None),
+        device=device,
         delays=delays,
         turn=turn,
         trace=trace,

@@ -136,6 +136,20 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"
 
 
+EXCHANGE: Columns = {
+    "workload": lambda row: str(row["name"]),
+    "exchange (bytes of a message)": lambda row: str(row["exchange"]),
+    "ms per batch": lambda row: _ms(row["batch_s"]),
+    "on / off": lambda row: f"{row['ratio']:.3f}",
+}
+
+
+def print_exchange(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print the figures of `bench exchange`."""
+    print(f"{figures['ranks']} ranks, ms per batch of the whole machine, medians", file=stream)
+    print_table(stream, list(EXCHANGE), cells(EXCHANGE, figures["rows"]), numbers_from=2)
+
+
 MEMORY: Columns = {
     "workload": lambda row: str(row["name"]),
     "lanes": lambda row: str(row["lanes"]),

@@ -1,0 +1,133 @@
+"""Unit: layers that are stepped together; what all lanes share of them, and what each lane has of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from asyncprop.engine.lane import Lane
+from asyncprop.engine.layers import Layer
+from asyncprop.engine.optimizer import OptimizerView, States
+from asyncprop.engine.turn import Given
+from asyncprop.engine.update import Update
+
+
+class Unit:
+    """What all lanes share of the layers that are stepped together: the lock, which parameters have state, and
+    the running means of squared gradients, by name, that compensation may need.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], update: Update, mean_squares: dict[str, torch.Tensor], *, at_once: bool
+    ) -> None:
+        self.layers = tuple(layers)
+        self.update = update
+        self.at_once = at_once
+        self.lock = threading.Lock()
+        self.stateless = {name for layer in layers for name in layer.parameters}
+        self.mean_squares = mean_squares
+        self._noted = ""
+
+    def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
+        """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
+        if self.update.write == "locked":
+            return True
+        return bool(self.stateless) and any(name in self.stateless for name in names_with_gradient)
+
+    def mean_square(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Return the running mean of squared gradients of a parameter, which all lanes share (see Compensation)."""
+        if name not in self.mean_squares:
+            with self.lock:
+                self.mean_squares.setdefault(name, torch.zeros_like(like))
+        return self.mean_squares[name]
+
+    def note_if_new(self, given: Given) -> str:
+        """Return the hyper-parameters of a step as text, or nothing if they are those of the step before."""
+        note = json.dumps([{k: v for k, v in group.items() if _is_plain(v)} for group in given])
+        if note == self._noted:
+            return ""
+        self._noted = note
+        return note
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def units_of(
+    layers: Sequence[Layer], update: Update, mean_squares: dict[str, torch.Tensor], *, in_turn: bool
+) -> list[Unit]:
+    """Return one unit per layer for LayerUpdate, one for all layers for BlockUpdate.
+
+    Where passes run in turn, nobody can tell a layer that is stepped at once from one that is stepped when the pass
+    ends (but by a norm that is clipped layer by layer), and one call of the optimizer costs less than one per layer.
+    """
+    if update.by_layer and not (in_turn and update.max_norm is None):
+        return [Unit([layer], update, mean_squares, at_once=True) for layer in layers]
+    return [Unit(layers, update, mean_squares, at_once=False)]
+
+
+class LaneUnit:
+    """A unit in one lane: its leaves, the optimizer's view of them, and the hooks that tell of their gradients.
+
+    Every leaf has a hook until it is known which one's gradient comes last; then that leaf alone, as each call into
+    Python costs a small network time. If another order comes up later, the unit is stepped when the pass ends.
+    """
+
+    def __init__(
+        self, lane: Lane, unit: Unit, model: nn.Module, optimizer: Optimizer, states: States, *, whole: bool
+    ) -> None:
+        self.unit = unit
+        self.names = [name for layer in unit.layers for name in layer.parameters]
+        self.leaves = [lane.leaves[name] for name in self.names]
+        parameters = dict(model.named_parameters())
+        pairs = [(parameters[name], lane.leaves[name]) for name in self.names]
+        self.view = OptimizerView(optimizer, pairs, states, whole=whole)
+        self._handles: list[tuple[nn.Parameter, RemovableHandle]] = []
+        self._of_losses_before: list[torch.Tensor | None] = []
+
+    def listen(self, arrived: Callable[[torch.Tensor], None]) -> None:
+        """Call `arrived` with each leaf whose gradient has come."""
+        self._handles = [
+            (leaf, leaf.register_post_accumulate_grad_hook(arrived))  # type: ignore[no-untyped-call]
+            for leaf in self.leaves
+        ]
+
+    def listen_to(self, last: torch.Tensor) -> None:
+        """Listen to this leaf alone from now on."""
+        if len(self._handles) > 1:
+            self._remove([handle for leaf, handle in self._handles if leaf is not last])
+            self._handles = [(leaf, handle) for leaf, handle in self._handles if leaf is last]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._remove([handle for _, handle in self._handles])
+        self._handles.clear()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the gradient of every leaf has come."""
+        return all(leaf.grad is not None for leaf in self.leaves)
+
+    def set_aside(self) -> None:
+        """Put away the gradients of the losses before the last, so that it can be told when the last loss's come."""
+        self._of_losses_before = [leaf.grad for leaf in self.leaves]
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def put_back(self) -> None:
+        """Add what was set aside."""
+        for leaf, before in zip(self.leaves, self._of_losses_before, strict=False):
+            if before is not None:
+                leaf.grad = before if leaf.grad is None else leaf.grad.add_(before)
+        self._of_losses_before = []
+
+    def _remove(self, handles: Sequence[RemovableHandle]) -> None:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,237 @@
+"""Session: a run under way, on one rank: the objects that are trained, and how far they have come."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import resource
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
+from asyncprop.clock import SYSTEM, Clock
+from asyncprop.config import TrainConfig
+from asyncprop.engine import Engine, Turn
+from asyncprop.exchange import LayerGossip, World
+from asyncprop.methods import get_method
+from asyncprop.methods.journal import Journal
+from asyncprop.methods.shares import Claims, Rounds, Share
+from asyncprop.methods.trainer import Extent, Trainer, open_trainer
+from asyncprop.recorder import Recorder
+from asyncprop.replay import Ordered, Replay
+from asyncprop.tasks import Batch, Batches, Split, Task, get_task
+from asyncprop.trace import Trace
+
+Turns = Literal["free", "lockstep"] | Turn
+
+
+class Session:
+    """A run under way: the objects that are trained, and how far they have come.
+
+    Args:
+        config: what is trained, and how.
+        checkpoint: folder of a checkpoint to go on from; None starts anew.
+        world: the ranks that train together; this process alone by default.
+        replay: the trace of a run with this configuration, that is to be trained again; None trains anew.
+
+    Raises:
+        ValueError: if the configuration does not fit the task or the method, or the checkpoint not the model.
+    """
+
+    clock: Clock = SYSTEM
+    """By which training is timed."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        checkpoint: Path | None = None,
+        world: World | None = None,
+        replay: Trace | None = None,
+    ) -> None:
+        self.config = config
+        self._replay = replay
+        self.world = world or World()
+        self.task: Task = get_task(config.task)
+        get_method(config.method)
+        self.device = _device(config.device)
+        self.split: Split = self.task.load(
+            data_dir=config.data_dir, train_samples=config.train_samples, test_samples=config.test_samples
+        )
+        recipe = self.task.recipe
+        self.epochs = config.epochs or recipe.epochs
+        self.batch_size = config.batch_size or recipe.batch_size
+        self.target = config.target or self.task.target
+        torch.manual_seed(config.seed + 1_000_003 * self.world.rank)  # ranks draw their own dropout
+        self.model: nn.Module = self.task.build(width=config.width, seed=config.seed).to(self.device)
+        self.optimizer: Optimizer = self.task.optimizer(
+            self.model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self._shares = [group["lr"] / self.optimizer.param_groups[0]["lr"] for group in self.optimizer.param_groups]
+        self.batches_per_epoch = len(self._batches(0, 0))
+        self.samples_per_epoch = self.batches_per_epoch * self.batch_size
+        self.position = Position()
+        trainer_state: dict[str, Any] = {}
+        if checkpoint:
+            self.position, trainer_state = load_checkpoint(checkpoint, self.model, self.optimizer, rank=self.world.rank)
+        self.recorder = Recorder(rank=self.world.rank) if config.trace or config.turn == "ordered" else None
+        self.trainer = self._open_trainer(self.model, self.optimizer, self._turn(), self.recorder)
+        self.trainer.load_state_dict(trainer_state)
+        self._shares_opened = 0
+        self._begun: dict[str, Any] | None = None  # what a rank that joins must know of the present segment
+        self._name = "" if self.world.is_joining else self.world.gather(uuid.uuid4().hex)[0]
+        if self.world.members:
+            self.world.members.offers["session"] = lambda: self._begun
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the task's loss, of a batch that is brought to the model's device."""
+        return self.task.loss(model, tuple(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    def join(self) -> None:
+        """Take over the training as it stands from a live rank, if this one has yet to join, or was left out.
+
+        Raises:
+            LeftOut: if nobody is training any more.
+        """
+        members = self.world.members
+        assert members
+        was_open = not members.joins
+        given = members.ask()
+        begun = given["session"]
+        vars(self.position).update(copy.deepcopy(begun["position"]))
+        self._name, self._shares_opened = begun["name"], begun["shares_opened"] - 1
+        if was_open and isinstance(self.trainer, Engine) and isinstance(self.trainer.exchange, LayerGossip):
+            self.trainer.exchange.rejoin(given["replica"])
+
+    def warm_up(self) -> None:
+        """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""
+        config = self.config
+        batches = list(itertools.islice(self._batches(self.epochs, 0), config.warm_up_batches))
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            model = copy.deepcopy(self.model)
+            optimizer = self.task.optimizer(model, lr=config.lr)
+            turn: Turns = "lockstep" if config.turn == "lockstep" else "free"
+            trainer = self._open_trainer(model, optimizer, turn, alone=True)
+            with trainer:
+                for _ in trainer.run(batches):
+                    pass
+        if blocks := trainer.state_dict().get("blocks"):
+            self._take_over(blocks)
+
+    def _take_over(self, blocks: list[list[str]]) -> None:
+        """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
+        state = self.trainer.state_dict()
+        if not state["blocks"]:
+            self.trainer.load_state_dict({**state, "blocks": blocks})
+
+    def _turn(self) -> Turns:
+        if self._replay:
+            return Replay(self._replay)
+        return Ordered() if self.config.turn == "ordered" else self.config.turn
+
+    def _open_trainer(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        turn: Turns,
+        trace: Recorder | None = None,
+        *,
+        alone: bool = False,
+    ) -> Trainer:
+        config = self.config
+        return open_trainer(
+            config,
+            config.method,
+            model,
+            optimizer,
+            self.loss,
+            extent=Extent(self.batches_per_epoch, self.epochs, self.world.size),
+            turn=turn,
+            trace=trace,
+            seed=config.seed,
+            members=self.world.members,
+            alone=alone,
+        )
+
+    def open_share(self) -> Share:
+        """Return this rank's share of what is left of the present epoch."""
+        self._shares_opened += 1
+        counter = self.world.counter(f"{self._name}-{self._shares_opened}")
+        start, count = self.position.batch, self.batches_per_epoch
+        position = copy.deepcopy(vars(self.position))
+        self._begun = {"name": self._name, "shares_opened": self._shares_opened, "position": position}
+        in_step = self.world.size > 1 and get_method(self.config.method).workers is None
+        return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
+
+    def close_share(self) -> None:
+        """Note that the segment ends: who joins now waits for the next."""
+        self._begun = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the result is to say beyond what every result says."""
+        return {}
+
+    def set_lr(self, others: int = 0) -> float:
+        """Set the learning rate that is due after the samples consumed so far, and return it.
+
+        Args:
+            others: batches that other ranks have taken since the ranks last met.
+        """
+        lr = self.task.recipe.lr_at(
+            self.position.samples + others * self.batch_size,
+            samples_per_epoch=self.samples_per_epoch,
+            epochs=self.epochs,
+            lr=self.config.lr,
+        )
+        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
+            group["lr"] = lr * share
+        return lr
+
+    def next_batches(self, share: Share) -> Iterator[Batch]:
+        """Yield the batches of a share."""
+        return iter(self._batches(self.position.epoch, self.position.batch, share))
+
+    def save(self, journal: Journal) -> None:
+        """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
+
+        All ranks call it, and none returns before it is written.
+        """
+        peak = sum(self.world.gather(peak_memory_bytes()))
+        self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
+        states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
+        if run := journal.write():
+            save_checkpoint(run.checkpoint, self.model, states, self.position)
+        self.world.gather(None)
+        journal.forget()
+
+    def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
+        return Batches(
+            self.split.train,
+            self.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            start=start,
+            numbers=share,
+            workers=self.task.workers,
+        )
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device(name: str) -> torch.device:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has (got {name}): use --device cpu")
+    if name == "cuda":  # one GPU per rank of this machine
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device(name)

@@ -1,0 +1,166 @@
+"""Rank: one process of a training, from its place among the others to its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncprop.config import TrainConfig
+
+if TYPE_CHECKING:
+    from asyncprop.exchange import World
+    from asyncprop.methods.session import Session
+    from asyncprop.runs import Run
+
+BAD_INPUT = 2
+FAILED = 1
+TOLD = "run"
+"""Key of what all ranks know of the run."""
+
+
+def is_tolerant(config: TrainConfig) -> bool:
+    """Tell whether ranks of this run may die, hang and join."""
+    from asyncprop.methods import meeting_of
+
+    return meeting_of(config.method, config.exchange) == "gossip"
+
+
+def join_rank(address: str) -> int:
+    """Train as one more of the ranks that meet at `address`; return the exit code."""
+    from asyncprop.exchange import World
+    from asyncprop.methods.session import Session
+    from asyncprop.runs import create_run
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"join must be HOST:PORT, as the first rank told it (got {address})")
+    with World(joins=address) as world:
+        assert world.members
+        config = TrainConfig.model_validate(world.members.board.get(TOLD, world.members.check)["config"])
+        open_session = lambda world: Session(config, None, world)  # noqa: E731
+        return _train_in(world, config, open_session, lambda: create_run(None, config), quiet=False)
+
+
+def train_rank(
+    config: TrainConfig,
+    open_session: Callable[[World], Session],
+    open_folder: Callable[[], Run],
+    *,
+    quiet: bool,
+    tensorboard: bool = False,
+) -> int:
+    """Train as the rank that the launcher has made this process, or alone; return the exit code.
+
+    Args:
+        config: what is trained.
+        open_session: makes what is trained, in its place among the ranks.
+        open_folder: opens the run's folder; called on the first rank.
+        quiet: tell nothing but the result.
+        tensorboard: write what is told for TensorBoard, too.
+    """
+    from asyncprop.exchange import World
+
+    with World(tolerant=is_tolerant(config), timeout_s=config.timeout or 10.0) as world:
+        return _train_in(world, config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
+
+
+def _train_in(
+    world: World,
+    config: TrainConfig,
+    open_session: Callable[[World], Session],
+    open_folder: Callable[[], Run],
+    *,
+    quiet: bool,
+    tensorboard: bool = False,
+) -> int:
+    import torch
+
+    from asyncprop.devices import available_cores, keep_freed_memory
+    from asyncprop.exchange import LeftOut
+    from asyncprop.interrupt import Interrupt
+    from asyncprop.methods.train import Interrupted
+    from asyncprop.methods.train import train as train_session
+    from asyncprop.progress import All, Lines, Quiet, progress_on
+    from asyncprop.tasks import get_task
+
+    keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
+    with Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
+        if world.size > 1:
+            torch.set_num_threads(available_cores())
+        session = open_session(world)
+        folder = _Folder(world, config, open_folder, stack)
+        run = folder.open() if world.is_first and not world.is_joining else None
+        folder.tell()
+        # Another rank than the first has something to tell only once it is the first.
+        observer = progress_on(sys.stderr, quiet=quiet) if run else Quiet() if quiet else Lines(sys.stderr)
+        if tensorboard:
+            from asyncprop.loggers import tensorboard_observer
+
+            observer = All(observer, tensorboard_observer())
+        stack.callback(observer.close)
+        who = "" if world.size == 1 else f"rank {world.rank}: "
+
+        def go_on() -> str:
+            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run else ""
+
+        try:
+            result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
+        except Interrupted:
+            said = f"{who}stopped after {session.position.steps} batches{go_on()}"
+            return complain(said, interrupt.exit_code) if folder.run else interrupt.exit_code
+        except LeftOut as left_out:
+            return complain(str(left_out), FAILED)
+        except Exception as error:
+            traceback.print_exception(error)
+            code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on()}", FAILED)
+            if world.size > 1:
+                sys.stderr.flush()
+                os._exit(code)  # threads that wait for this rank's peers would hold it up
+            return code
+    return print_result(result, folder.run.path) if folder.run else 0
+
+
+class _Folder:
+    """The run's folder, which the first rank opens at the start, and another if it becomes the first."""
+
+    def __init__(self, world: World, config: TrainConfig, open_first: Callable[[], Run], stack: ExitStack) -> None:
+        self.run: Run | None = None
+        self._world, self._config, self._stack = world, config, stack
+        self._open = open_first
+
+    def open(self) -> Run:
+        self.run = self._stack.enter_context(self._open())
+        return self.run
+
+    def tell(self) -> None:
+        """Tell all ranks, and those that will join, what is trained and where it is written."""
+        from asyncprop.runs import create_run, open_run
+
+        members, config = self._world.members, self._config
+        if members is None:
+            return
+        if not self._world.is_joining:
+            own = {"config": config.model_dump(mode="json"), "path": str(self.run.path.resolve())} if self.run else None
+            members.board.put(TOLD, self._world.gather(own)[0])
+        path = Path(members.board.get(TOLD)["path"])
+        # On a machine that does not have the folder, what is still to come is written to one of that name.
+        self._open = lambda: open_run(path) if path.exists() else create_run(path, config)
+
+
+def print_result(result: dict[str, Any], path: Path) -> int:
+    """Print what a finished run found."""
+    from asyncprop.progress import result_line
+
+    print(f"{result_line(result)} -> {path}")
+    return 0
+
+
+def complain(message: str, code: int) -> int:
+    """Say in one line what went wrong, and return the exit code."""
+    print(f"asyncprop: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,195 @@
+"""SimulatedSession: a run in virtual time. The training loop is that of all runs, with another trainer and clock."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from asyncprop.config import SimulateConfig
+from asyncprop.delay import Delays, on_rank, parse_delays
+from asyncprop.engine import Coupled, Decoupled
+from asyncprop.engine.lanes import trainable
+from asyncprop.engine.layers import Layer, find_layers
+from asyncprop.engine.partition import BackwardTimes, cut
+from asyncprop.methods import Method, get_method, meeting_of
+from asyncprop.methods.repeat import NEVER_S
+from asyncprop.methods.session import Session, Turns
+from asyncprop.methods.trainer import Extent, Trainer, open_trainer
+from asyncprop.recorder import Recorder
+from asyncprop.simulate.costs import LayerCosts, read_costs
+from asyncprop.simulate.fleet import Fleet, Member
+from asyncprop.simulate.groups import Averages, Gossip, Group
+from asyncprop.simulate.loop import Barrier, VirtualLoop
+from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
+from asyncprop.simulate.virtual_time import VirtualTime
+
+
+class SimulatedSession(Session):
+    """A run whose time is virtual. The thread that makes it is the one that must train.
+
+    Args:
+        config: what is trained, on which devices; `ranks` are replicas in this process.
+
+    Raises:
+        ValueError: if the configuration does not fit the task or the method.
+    """
+
+    def __init__(self, config: SimulateConfig) -> None:
+        if config.turn != "free":
+            raise ValueError(f"turn must be left out of a simulation, which is ordered anyway (got {config.turn})")
+        self.simulated = config
+        self.clock = self._time = VirtualTime()
+        self._costs = read_costs(config.costs)
+        self._machines = _machines(config)
+        super().__init__(config.model_copy(update={"checkpoint_every": NEVER_S}))
+
+    def warm_up(self) -> None:
+        """Do nothing: what takes time the first time takes no virtual time."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was simulated, and how often time passed for a thread."""
+        config = self.simulated
+        devices = {"devices": config.devices, "speeds": [machine.speed for machine in self._machines]}
+        return {
+            "time": "virtual",
+            "costs": self._costs.name,
+            **devices,
+            "replicas": self._ranks,
+            "events": self._time.events,
+        }
+
+    def _open_trainer(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        turn: Turns,
+        trace: Recorder | None = None,
+        *,
+        alone: bool = False,
+    ) -> Trainer:
+        row = get_method(self.config.method)
+        layers = find_layers(model, trainable(model, optimizer))
+        costs = self._costs.of([layer.name for layer in layers])
+        self._ranks = ranks = _ranks(self.simulated, row)
+        crew = _Crew(self, row, layers, costs, ranks)
+        if ranks == 1:
+            return crew.trainer(0, model, optimizer, self._machines, trace)
+        per_rank = len(self._machines) // ranks
+        members = []
+        for rank in range(ranks):
+            own = model if rank == 0 else copy.deepcopy(model)
+            steps = optimizer if rank == 0 else self._optimizer_of(own)
+            machines = self._machines[rank * per_rank : (rank + 1) * per_rank]
+            members.append(Member(crew.trainer(rank, own, steps, machines, trace and trace.of_rank(rank)), steps))
+        return Fleet(self._time, members, crew.group, in_step=row.workers is None)
+
+    def _optimizer_of(self, model: nn.Module) -> Optimizer:
+        config = self.config
+        return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+class _Crew:
+    """Makes the trainers of all ranks of one method."""
+
+    def __init__(
+        self, session: SimulatedSession, row: Method, layers: tuple[Layer, ...], costs: LayerCosts, ranks: int
+    ) -> None:
+        self._session, self._row, self._layers, self._costs, self._ranks = session, row, layers, costs, ranks
+        self._time = session._time
+        self._barrier = Barrier(self._time, costs, ranks) if row.workers is None and ranks > 1 else None
+        self.group = self._make_group()
+
+    def trainer(
+        self, rank: int, model: nn.Module, optimizer: Optimizer, machines: Sequence[Machine], trace: Recorder | None
+    ) -> Trainer:
+        """Return the trainer of one rank."""
+        session, config, time = self._session, self._session.config, self._time
+        if self._row.workers is None:
+            given = parse_delays(config.delay) if config.delay else ()
+            delays = on_rank([replace(delay, seed=delay.seed + config.seed) for delay in given], rank)
+            return VirtualLoop(
+                model, optimizer, session.loss, time=time, costs=self._costs, speed=machines[0].speed,
+                delays=Delays(delays, 0, clock=time), trace=trace, barrier=self._barrier,
+            )  # fmt: skip
+        options, workers = _with_workers(session.simulated, self._row, self._costs, machines, self._ranks)
+        return open_trainer(
+            options,
+            config.method,
+            model,
+            optimizer,
+            session.loss,
+            extent=Extent(session.batches_per_epoch, session.epochs, self._ranks, self._blocks(workers)),
+            turn=Pace(time, session._costs, machines),
+            trace=trace,
+            seed=config.seed,
+            rank=rank,
+            device=SimulatedDevice(time, machines),
+            exchange=self.group.side(rank) if self._ranks > 1 else None,
+        )
+
+    def _make_group(self) -> Group:
+        time, costs, ranks, session = self._time, self._costs, self._ranks, self._session
+        if self._row.workers is None:
+            return Group(time, costs, ranks)
+        if meeting_of(session.config.method, session.config.exchange) == "gossip":
+            return Gossip(time, costs, ranks, session.config.seed)
+        dense = Extent(session.batches_per_epoch, session.epochs, ranks).batches(session.epochs / 2)
+        return Averages(time, costs, ranks, session.config.period or 8, dense)
+
+    def _blocks(self, workers: int) -> tuple[tuple[str, ...], ...] | None:
+        """Cut the layers into the workers' blocks by their costs, if the method has blocks."""
+        if not self._row.partition or workers == 1:
+            return None
+        backward = self._costs.backward_s
+        places = range(len(backward))
+        alone = tuple(backward[place] + THROUGH * sum(backward[place + 1 :]) for place in places)
+        return cut(BackwardTimes(alone, tuple(sum(backward[place:]) for place in places)), self._layers, workers)
+
+
+def _machines(config: SimulateConfig) -> list[Machine]:
+    try:
+        given = [float(speed) for speed in (config.speeds or "1").split(",")]
+    except ValueError:
+        raise ValueError(f"speeds must be numbers, separated by commas (got {config.speeds})") from None
+    if len(given) > config.devices:
+        raise ValueError(f"speeds must be at most as many as the devices, {config.devices} (got {len(given)})")
+    speeds = given + given[-1:] * (config.devices - len(given))
+    return [Machine(speed, config.cores) for speed in speeds]
+
+
+def _ranks(config: SimulateConfig, row: Method) -> int:
+    """Return how many replicas there are: a method whose ranks meet has one per device."""
+    if row.workers is None and row.exchange not in (None, "gradients in step"):
+        raise ValueError(f"method must be one that can be simulated (got {row.name}): ddp is its like")
+    ranks = config.ranks or (config.devices if row.exchange else 1)
+    if row.workers is None and row.exchange is None and ranks > 1:
+        raise ValueError(f"ranks must be 1 for method {row.name} (got {ranks}): ddp is its like on several")
+    if config.devices % ranks:
+        raise ValueError(f"devices must be a multiple of ranks (got {config.devices}, ranks={ranks})")
+    return ranks
+
+
+def _with_workers(
+    config: SimulateConfig, row: Method, costs: LayerCosts, machines: Sequence[Machine], ranks: int
+) -> tuple[SimulateConfig, int]:
+    """Let there be as many workers as the rank's machines compute at once, unless told otherwise; return their number.
+
+    Of forward and backward threads: in the proportion of what the passes cost.
+    """
+    slots = sum(machine.slots for machine in machines)
+    given: dict[str, int] = {}
+    if isinstance(row.workers, Coupled):
+        workers = config.workers or (slots if ranks == 1 or slots > 1 else row.workers.workers)
+        given["workers"] = workers
+    else:
+        assert isinstance(row.workers, Decoupled)
+        forward = config.forward_threads or max(1, round(slots / (1 + costs.backward_forward_ratio)))
+        backward = config.backward_threads or max(1, slots - forward)
+        given |= {"forward_threads": forward, "backward_threads": backward}
+        workers = config.lanes or min(forward + backward, slots)
+    return config.model_copy(update=given), workers

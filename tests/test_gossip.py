@@ -1,0 +1,302 @@
+"""Gossip: ranks in threads of one process, over real links. What is asserted holds in whatever order threads run."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+import asyncprop as ap
+from asyncprop.exchange.wire import Header, Kind
+from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
+from gossip_world import Rank, at_once, linked, world
+
+
+def spread(ranks: list[Rank]) -> None:
+    """Give every rank values of its own: 0, 1, 2, ..."""
+    for rank in ranks:
+        rank.set(float(rank.rank))
+
+
+def settle(ranks: list[Rank]) -> None:
+    at_once(*(rank.gossip.settle for rank in ranks))
+
+
+def test_all_begin_with_the_first_rank_s_model() -> None:
+    with world(3) as ranks:
+        first = TINY["mlp"].seeded_model(0).state_dict()
+        assert all(same_state(dict(rank.model.state_dict()), dict(first)) for rank in ranks)
+        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+
+
+def weighted_mean(ranks: list[Rank]) -> torch.Tensor:
+    """Return the weighted mean of every parameter, in the order of the model's parameters."""
+    layers = ranks[0].replica.layers
+    weights = [[rank.weights[layer.index] for layer in layers for _ in layer.parameters] for rank in ranks]
+    parameters = [[p.detach().double() for p in rank.model.parameters()] for rank in ranks]
+    sums = [sum(w[k] * p[k] for w, p in zip(weights, parameters, strict=True)) for k in range(len(weights[0]))]
+    totals = [sum(w[k] for w in weights) for k in range(len(weights[0]))]
+    return torch.cat([(s / total).flatten() for s, total in zip(sums, totals, strict=True)])
+
+
+@pytest.mark.parametrize("topology", ["uniform", "ring", "exponential"])
+def test_gossip_moves_values_but_neither_their_weighted_mean_nor_the_weights_sum(topology: str) -> None:
+    with world(3, topology=topology, bucket_bytes=1) as ranks:
+        spread(ranks)
+        for turn in range(12):
+            sender = ranks[(turn * turn) % 3]
+            sender.land_all()
+            sender.send()
+            assert [sum(layer) for layer in zip(*(rank.weights for rank in ranks), strict=True)] == [3.0, 3.0]
+            assert torch.allclose(weighted_mean(ranks), torch.ones(1, dtype=torch.float64), atol=1e-6)
+        distance = max(float((rank.values() - 1).abs().max()) for rank in ranks)
+        assert distance < 0.9  # they were 1 apart
+        settle(ranks)
+        assert all(torch.equal(rank.values(), ranks[0].values()) for rank in ranks)
+        assert torch.allclose(ranks[0].values(), torch.tensor(1.0), atol=1e-6)
+        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+
+
+def test_a_sent_layer_is_merged_by_its_weight() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        ranks[1].gossip.landed(0)
+        ranks[1].send()
+        assert ranks[0].weights == [1.5, 1.0]
+        assert ranks[1].weights == [0.5, 1.0]
+        assert torch.allclose(ranks[0].model[0].weight, torch.tensor(1 / 3))  # 0 + 0.5 / 1.5 · (1 - 0)
+        assert torch.equal(ranks[0].model[2].weight, torch.zeros(3, 7))  # that layer was not sent
+        assert (ranks[1].gossip.tally.messages_sent, ranks[0].gossip.tally.messages_merged) == (1, 1)
+
+
+def test_the_newest_value_goes() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        for _ in range(5):
+            ranks[1].land_all()
+        ranks[1].set(10.0)
+        ranks[1].send()
+        assert torch.allclose(ranks[0].values(), torch.tensor(10 / 3))
+        assert ranks[1].gossip.tally.messages_sent == 1
+        assert ranks[1].gossip.tally.superseded == 2 * 4
+
+
+def test_one_message_is_out_to_a_neighbour_and_no_more() -> None:
+    with world(2) as ranks:
+        ranks[1].shared.begin_meeting()  # it holds what comes
+        for _ in range(3):
+            ranks[0].land_all()
+            ranks[0].gossip._sender.send_due()
+        assert ranks[0].gossip.tally.messages_sent == 1
+        assert ranks[0].weights == [0.5, 0.5]
+        ranks[1].shared.end_meeting()
+        ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged == 1, "nothing came")
+
+
+@pytest.mark.parametrize(("options", "sent"), [({"period": 3}, 2), ({"probability": 0.5, "seed": 1}, 3)])
+def test_less_can_be_sent(options: dict[str, Any], sent: int) -> None:
+    with world(2, **options) as ranks:
+        for _ in range(6):
+            ranks[0].gossip.landed(0)
+            ranks[0].gossip._sender.send_due()
+            ranks[0].shared.weights.reset()
+            ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is None, "not merged")
+        assert ranks[0].gossip.tally.messages_sent == sent
+
+
+def test_a_message_of_before_a_meeting_is_not_merged_after_it() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        ranks[1].shared.begin_meeting()  # it will hold what comes
+        ranks[0].gossip.landed(0)
+        ranks[0].gossip._sender.send_due()
+        settle(ranks)
+        assert ranks[0].gossip.tally.returned == 1
+        ranks[1].wait(lambda: ranks[1].gossip.tally.late == 1, "the message did not come")
+        assert all(torch.equal(rank.values(), torch.full_like(rank.values(), 0.5)) for rank in ranks)
+        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+
+
+def test_a_link_that_is_cut_heals_and_no_weight_is_lost() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        ranks[1].shared.begin_meeting()  # it merges nothing
+        ranks[0].land_all()
+        ranks[0].gossip._sender.send_due()
+        link = ranks[0].shared.neighbours[1].link
+        with ranks[1].shared.changed:
+            ranks[1].shared.is_closed = True  # what waits to be merged is dropped as if the link had lost it
+            ranks[1].shared.changed.notify_all()
+        link.cut()
+        ranks[0].wait(lambda: ranks[0].shared.neighbours[1].link is not link, "the cut was not seen")
+        with ranks[1].shared.changed:
+            ranks[1].shared.is_closed = ranks[1].shared.is_meeting = False
+        ranks[1].gossip._member_changed(0, True)
+        linked(ranks)
+        ranks[0].wait(lambda: ranks[0].gossip.tally.returned == 1, "nothing was taken back")
+        assert ranks[0].weights == [1.0, 1.0]
+        ranks[0].land_all()
+        ranks[0].send()
+        assert ranks[1].gossip.tally.messages_merged == 1
+        assert [sum(pair) for pair in zip(ranks[0].weights, ranks[1].weights, strict=True)] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("wire", ["exact", "bf16"])
+def test_on_a_device_with_streams(wire: str) -> None:
+    device = FakeDevice()
+    with world(2, device=device, wire=wire, model="resnet") as ranks:
+        for _ in range(3):
+            for rank in ranks:
+                rank.land_all()
+                rank.send()
+        settle(ranks)
+        assert sum(rank.gossip.tally.messages_merged for rank in ranks) >= 2
+        assert torch.equal(ranks[0].values(), ranks[1].values())
+        assert same_state(dict(ranks[0].model.state_dict()), dict(ranks[1].model.state_dict()))
+
+
+def test_buffers_are_averaged_and_of_counts_the_largest_is_taken() -> None:
+    with world(2, model="resnet") as ranks:
+        for rank in ranks:
+            for name, buffer in rank.model.named_buffers():
+                buffer.fill_(4 + 2 * rank.rank if name.endswith("tracked") else float(rank.rank))
+        settle(ranks)
+        for rank in ranks:
+            for name, buffer in rank.model.named_buffers():
+                expected = 6 if name.endswith("tracked") else 0.5
+                assert torch.equal(buffer, torch.full_like(buffer, expected))
+
+
+def garbage_of(rank: Rank, kind: str) -> None:
+    """Send, in this rank's name, something that no rank sends."""
+    neighbour = rank.shared.neighbours[0]
+    wire = rank.shared.wire
+    entries = [(0, 0.5)]
+    message = wire.write(neighbour.sent, Header(Kind.LAYERS, rank.rank, 1, rank.members.round, 1), entries)
+    for name, value in wire.values(message, [0])[0]:
+        value.fill_(float("nan") if kind == "not finite" else 1.0)
+        assert name
+    if kind == "another model":
+        message[48:56].view(torch.int64).fill_(1)
+    if kind == "not a message":
+        message.fill_(255)
+    neighbour.link.send(message, 0)
+
+
+@pytest.mark.parametrize("kind", ["not finite", "another model", "not a message"])
+def test_garbage_is_cut_off_and_nothing_of_it_is_merged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with world(2) as ranks, caplog.at_level(logging.WARNING, "asyncprop"):
+        before = ranks[0].values()
+        garbage_of(ranks[1], kind)
+        ranks[0].wait(lambda: ranks[0].shared.neighbours[1].thread is None, "it was not cut off")
+        assert ranks[0].shared.neighbours[1].refused
+        assert torch.equal(ranks[0].values(), before)
+        assert ranks[0].weights == [1.0, 1.0]
+        assert "rank 0: rank 1 is cut off: it sent" in caplog.text
+        assert kind in caplog.text
+        settle(ranks)
+
+
+def test_another_model_is_refused_with_both_sides_named() -> None:
+    store = HashStore()
+    ranks: list[Rank] = at_once(lambda: Rank(store, 2, 0), lambda: Rank(store, 2, 1, model="transformer"))
+
+    def refusal(rank: Rank) -> str:
+        with pytest.raises(ValueError, match="same on all ranks") as refused:
+            rank.gossip.open(rank.replica)
+        return str(refused.value)
+
+    for said in at_once(lambda: refusal(ranks[0]), lambda: refusal(ranks[1])):
+        assert "model must be the same on all ranks" in said
+        assert "rank 0 has 0" in said
+        assert "rank 1 has embed" in said
+    at_once(*(rank.close for rank in ranks))
+
+
+def test_a_dead_rank_is_dropped_and_the_others_settle_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    with world(3) as ranks, caplog.at_level(logging.WARNING, "asyncprop"):
+        spread(ranks)
+        dead = ranks.pop()
+        dead.gossip.close()  # its links break
+        for rank in ranks:
+            rank.members.lost[2] = 0.0
+            rank.members._mark(2, alive=False)
+            rank.members._gone.add(2)
+        settle(ranks)
+        assert torch.equal(ranks[0].values(), torch.full_like(ranks[0].values(), 0.5))
+        assert torch.equal(ranks[0].values(), ranks[1].values())
+        assert "rank 0: rank 2 was not heard of for 60 s: going on without it" in caplog.text
+        dead.members.close()
+        dead.members._thread = None
+
+
+def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
+    store = HashStore()
+    first = Rank(store, 1, 0)
+    first.gossip.open(first.replica)
+    first.set(3.0)
+    batches = TINY["mlp"].batches(1)
+    cross_entropy(first.model, batches[0]).backward()
+    first.optimizer.step()
+    new = Rank(store, 1, None)
+    try:
+        new.members.ask()
+        new.gossip.open(new.replica)
+        linked([first, new])
+        assert torch.equal(new.values(), first.values())
+        assert same_state(new.optimizer.state_dict(), first.optimizer.state_dict())
+        assert (first.weights, new.weights) == ([0.5, 0.5], [0.5, 0.5])
+        new.set(5.0)
+        first.set(1.0)
+        settle([first, new])
+        assert torch.equal(first.values(), torch.full_like(first.values(), 3.0))
+        assert torch.equal(first.values(), new.values())
+    finally:
+        at_once(first.close, new.close)
+
+
+def test_with_the_engine_all_end_equal_and_have_learnt() -> None:
+    store = HashStore()
+    batches = TINY["mlp"].batches(4)
+
+    def train(rank: int) -> tuple[Any, float, float]:
+        new = Rank(store, 2, rank)
+        losses = []
+        with ap.Engine(new.model, new.optimizer, cross_entropy, workers=ap.Coupled(2), exchange=new.gossip) as engine:
+            for _ in range(10):
+                losses += [step.loss for step in engine.run(batches)]
+            engine.settle()
+            sent = engine.statistics().exchange["messages_sent"]
+        new.members.close()
+        return dict(new.model.state_dict()), sum(losses[:4]) - sum(losses[-4:]), sent
+
+    first, second = at_once(lambda: train(0), lambda: train(1))
+    assert same_state(first[0], second[0])
+    assert min(first[1], second[1]) > 0.5
+    assert first[2] + second[2] > 0
+
+
+def test_one_rank_alone_does_nothing() -> None:
+    gossip = ap.LayerGossip()
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ap.Engine(model, optimizer, cross_entropy, exchange=gossip) as engine:
+        list(engine.run(TINY["mlp"].batches(2)))
+        engine.settle()
+        assert engine.statistics().exchange == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"topology": "star"}, "topology must be one of"),
+        ({"period": 0}, "period must be >= 1"),
+        ({"probability": 0.0}, "probability must be > 0 and <= 1"),
+        ({"bucket_bytes": 0}, "bucket_bytes must be >= 1"),
+        ({"wire": "fp8"}, "wire must be one of"),
+    ],
+)
+def test_wrong_arguments(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ap.LayerGossip(**given)

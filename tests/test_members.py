@@ -1,0 +1,192 @@
+"""Members: deaths, silence, joining and agreeing, by a clock that the tests move."""
+
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore, PrefixStore
+
+from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
+from asyncprop.exchange.members import START_TIMEOUT_S, LeftOut, Members
+from gossip_world import at_once
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Net:
+    """Some members without threads of their own: they look when told to."""
+
+    def __init__(self, size: int, announced: int | None = None) -> None:
+        self.store, self.clock, self.size = PrefixStore("members", HashStore()), Clock(), size
+        self.members = [self.new(rank) for rank in range(size)]
+        for member in self.members[: size if announced is None else announced]:
+            member.announce()
+        self.look(*range(size if announced is None else announced))
+
+    def new(self, rank: int | None) -> Members:
+        return Members(self.store, self.size, rank, timeout_s=10.0, clock=self.clock)
+
+    def look(self, *ranks: int) -> None:
+        for rank in ranks:
+            self.members[rank].look()
+
+    def pass_s(self, seconds: float, *living: int) -> None:
+        """Let time pass, in which the living look each second."""
+        for _ in range(round(seconds)):
+            self.clock.now += 1.0
+            self.look(*living)
+        self.look(*living)
+
+
+def test_a_silent_member_is_dropped_and_one_that_speaks_again_is_back() -> None:
+    net = Net(3)
+    heard: list[tuple[int, bool]] = []
+    net.members[0].changed.append(lambda member, alive: heard.append((member, alive)))
+    net.pass_s(9, 0, 1)
+    assert net.members[0].alive == {0, 1, 2}
+    net.pass_s(2, 0, 1)
+    assert net.members[0].alive == net.members[1].alive == {0, 1}
+    assert set(net.members[0].lost) == {2}
+    net.look(2, 0)
+    assert net.members[0].alive == {0, 1, 2}
+    assert not net.members[0].lost
+    assert heard == [(2, False), (2, True)]
+
+
+def test_who_was_stopped_itself_does_not_take_the_others_for_dead() -> None:
+    net = Net(2)
+    net.clock.now += 1000.0  # both were
+    net.look(0)
+    assert net.members[0].alive == {0, 1}
+    net.pass_s(11, 0)
+    assert net.members[0].alive == {0}
+
+
+def test_a_member_that_leaves_is_not_lost() -> None:
+    net = Net(2)
+    net.members[1].board.put("gone/1", None)
+    net.look(0)
+    assert net.members[0].alive == {0}
+    assert not net.members[0].lost
+
+
+def test_a_rank_of_the_start_may_take_its_time() -> None:
+    net = Net(2, announced=1)
+    net.pass_s(START_TIMEOUT_S - 1, 0)
+    assert net.members[0].alive == {0, 1}
+    net.pass_s(2, 0)
+    assert net.members[0].alive == {0}
+
+
+def test_members_agree_on_everybodys_values() -> None:
+    net = Net(3)
+    big = b"x" * (2 * PIECE_BYTES + 5)
+    met = at_once(*(lambda m=m: m.meet((m.rank, big)) for m in net.members))
+    assert met == [{rank: (rank, big) for rank in range(3)}] * 3
+    gathered = at_once(*(lambda m=m: m.gather(m.rank) for m in net.members))
+    assert gathered == [{0: 0, 1: 1, 2: 2}] * 3
+    assert {m.turn for m in net.members} == {"1.1"}
+
+
+def test_the_dead_are_not_waited_for() -> None:
+    net = Net(3)
+    net.pass_s(11, 0, 1)
+    met = at_once(*(lambda m=m: m.meet(m.rank) for m in net.members[:2]))
+    assert met == [{0: 0, 1: 1}] * 2
+    assert net.members[0].among == (0, 1)
+
+
+def test_one_that_dies_before_the_meeting_is_over_is_left_behind() -> None:
+    net = Net(3)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    net.pass_s(11, 0, 1)
+    assert at_once(*(lambda m=m: m.gather(m.rank) for m in net.members[:2])) == [{0: 0, 1: 1}] * 2
+
+
+def test_whoever_was_left_out_knows_and_joins_again() -> None:
+    net = Net(2)
+    net.pass_s(11, 0)
+    net.members[0].meet(None)
+    with pytest.raises(LeftOut, match="rank 1 was not heard of for 10 s"):
+        net.members[1].meet(None)
+    net.look(1, 0)
+    assert net.members[0].alive == {0, 1}
+    assert net.members[0].meet(None).keys() == {0}  # it is back, but has not joined: nobody waits for it
+    assert ask(net, 1) == {"round": 2, "among": (0,), "state": "a model"}
+    met = at_once(*(lambda m=m: m.meet(m.rank) for m in net.members))
+    assert met == [{0: 0, 1: 1}] * 2
+
+
+def ask(net: Net, rank: int) -> dict[str, Any]:
+    """Let a member join while the first one answers."""
+    answers = iter([None, "a model"])  # not at the first asking: it is at a meeting
+    net.members[0].offers["state"] = lambda: next(answers)
+    return net.members[rank].ask(lambda: (net.members[0].answer(), net.look(rank, 0))[0])
+
+
+def test_a_new_member_joins() -> None:
+    net = Net(2)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    net.members.append(net.new(None))
+    new = net.members[2]
+    new.announce()
+    net.look(0, 1, 2)
+    assert (new.rank, new.size, new.joins) == (2, 2, True)
+    assert net.members[0].alive == {0, 1, 2}
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
+    assert ask(net, 2)["state"] == "a model"
+    assert not new.joins
+    net.look(0, 1, 2)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members)) == [{0, 1, 2}] * 3
+
+
+def test_joining_nobody() -> None:
+    net = Net(1)
+    net.members.append(net.new(None))
+    net.members[1].announce()
+    net.members[0].board.put("gone/0", None)
+    net.look(1)
+    with pytest.raises(LeftOut, match="no other rank is training"):
+        net.members[1].ask()
+
+
+def test_old_meetings_are_forgotten() -> None:
+    net = Net(1)
+    for _ in range(4):
+        net.members[0].meet("value")
+        net.members[0].gather("value")
+    board = net.members[0].board
+    assert not board.has("round/1.0/0")
+    assert not board.has("round/1.1/0")
+    assert board.has("round/2.0/0")
+
+
+class Lost(HashStore):
+    """A store whose process has ended."""
+
+    def clone(self) -> "Lost":
+        return self
+
+    def check(self, keys: list[str]) -> bool:
+        raise RuntimeError("Broken pipe")
+
+
+def test_a_lost_store_is_named() -> None:
+    with pytest.raises(StoreLostError, match="the process that holds it has ended"):
+        Board(Lost()).has("key")
+
+
+def test_a_failure_of_the_thread_reaches_those_who_wait() -> None:
+    net = Net(2)
+    net.members[0].failure = StoreLostError("gone")
+    with pytest.raises(StoreLostError, match="gone"):
+        net.members[0].meet(None)
+
+
+def test_wrong_timeout() -> None:
+    with pytest.raises(ValueError, match=r"timeout_s must be > 0 \(got 0\)"):
+        Members(HashStore(), 1, 0, timeout_s=0)

@@ -1,0 +1,139 @@
+"""Wire: what is written is read back; whatever else comes is refused, and nothing of it is used."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncprop.engine.layers import find_layers
+from asyncprop.exchange.wire import (
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    Garbage,
+    Header,
+    Kind,
+    Wire,
+    check_finite,
+    check_identity,
+)
+from asyncprop.testing import TINY
+
+
+def make(name: str = "mlp", wire: Any = "exact", bucket_bytes: int = 1 << 20) -> tuple[Wire, dict[str, torch.Tensor]]:
+    model = TINY[name].seeded_model()
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    return Wire(parameters, find_layers(model, parameters), wire, bucket_bytes), parameters
+
+
+def message(wire: Wire, parameters: dict[str, torch.Tensor], entries: list[tuple[int, float]]) -> torch.Tensor:
+    buffer = torch.full((wire.message_bytes,), 7, dtype=torch.uint8)
+    written = wire.write(buffer, Header(Kind.LAYERS, 3, 5, 2, len(entries)), entries)
+    for values in wire.values(written, [layer for layer, _ in entries]):
+        for name, value in values:
+            value.copy_(parameters[name])
+    return buffer
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_written_is_read_back(name: str) -> None:
+    wire, parameters = make(name)
+    count = len(wire.identity["layers"])
+    entries = [(layer, 0.5**layer) for layer in reversed(range(count))]
+    buffer = message(wire, parameters, entries)
+    header, read = wire.read(buffer, 3)
+    assert (header.sequence, header.round, read) == (5, 2, entries)
+    assert header.length_bytes <= wire.message_bytes
+    found = dict(pair for values in wire.values(buffer, [layer for layer, _ in read]) for pair in values)
+    assert found.keys() == parameters.keys()
+    assert all(torch.equal(found[name], parameters[name]) for name in parameters)
+
+
+def test_bf16_halves_floats_and_leaves_others_alone() -> None:
+    parameters = {"a": torch.randn(64), "b": torch.randn(64, dtype=torch.float64)}
+    layers = find_layers(torch.nn.ParameterDict({"a": parameters["a"], "b": parameters["b"]}), parameters, "parameter")
+    exact, rounded = (Wire(parameters, layers, kind, 1 << 20) for kind in ("exact", "bf16"))  # type: ignore[arg-type]
+    assert [exact.bytes_of(layer) for layer in range(2)] == [256, 512]
+    assert [rounded.bytes_of(layer) for layer in range(2)] == [128, 512]
+    buffer = message(rounded, parameters, [(0, 1.0), (1, 1.0)])
+    found = dict(pair for values in rounded.values(buffer, [0, 1]) for pair in values)
+    assert torch.equal(found["a"].float(), parameters["a"].bfloat16().float())
+    assert torch.equal(found["b"], parameters["b"])
+
+
+def test_a_message_is_full_at_bucket_bytes() -> None:
+    wire, _ = make(bucket_bytes=120)
+    assert not wire.is_full([1])
+    assert wire.is_full([0])
+    assert wire.message_bytes >= HEADER_BYTES + 2 * ENTRY_BYTES + wire.bytes_of(0)
+
+
+def spoilt(wire: Wire, parameters: dict[str, torch.Tensor], place: int, value: int | float) -> torch.Tensor:
+    buffer = message(wire, parameters, [(0, 0.5), (1, 0.5)])
+    kind = torch.float64 if isinstance(value, float) else torch.int64
+    buffer[8 * place : 8 * place + 8].view(kind).fill_(value)
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (0, 1, "not a message"),
+        (1, 9, "not a message"),
+        (2, 4, "not a message"),
+        (5, 3, "3 layers"),
+        (5, -1, "-1 layers"),
+        (6, 1, "another model"),
+        (7, 10_000, "bytes instead of"),
+        (8, 2, "table of layers"),
+        (8, 1, "table of layers"),
+        (9, 0.0, "weights"),
+        (9, math.nan, "weights"),
+        (9, math.inf, "weights"),
+    ],
+)
+def test_garbage_is_refused(place: int, value: int | float, said: str) -> None:
+    wire, parameters = make()
+    with pytest.raises(Garbage, match=said):
+        wire.read(spoilt(wire, parameters, place, value), 3)
+
+
+@given(st.binary(min_size=1, max_size=400))
+def test_noise_is_refused(noise: bytes) -> None:
+    wire, _ = make()
+    buffer = torch.zeros(wire.message_bytes, dtype=torch.uint8)
+    buffer[: len(noise)] = torch.frombuffer(bytearray(noise), dtype=torch.uint8)[: wire.message_bytes]
+    with pytest.raises(Garbage):
+        wire.read(buffer, 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    wire, parameters = make()
+    next(iter(parameters.values()))[0, 0] = value
+    buffer = message(wire, parameters, [(0, 0.5), (1, 0.5)])
+    with pytest.raises(Garbage, match="not finite"):
+        check_finite(wire.values(buffer, [0, 1]))
+
+
+def test_other_models_and_protocols_are_refused_with_both_sides_named() -> None:
+    ours, theirs = make("mlp")[0].identity, make("resnet")[0].identity
+    check_identity(ours, 0, dict(ours), 1)
+    with pytest.raises(ValueError, match=r"same on all ranks \(of its layers, rank 0 has 0, rank 1 has conv1\)"):
+        check_identity(ours, 0, theirs, 1)
+    with pytest.raises(
+        ValueError, match=r"of its parameters, rank 0 has \['0.weight', \[7, 5\].*rank 1 has \['0.weight'"
+    ):
+        check_identity(ours, 0, {**ours, "parameters": [["0.weight", [8, 5], "torch.float32"]]}, 1)
+    with pytest.raises(ValueError, match=r"protocol must be the same on all ranks \(rank 0 has 1, rank 1 has 2\)"):
+        check_identity(ours, 0, {**ours, "protocol": 2}, 1)
+    assert make("mlp")[0].digest != make("mlp", "bf16")[0].digest
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="wire must be one of exact, bf16"):
+        make(wire="fp8")
+    with pytest.raises(ValueError, match="bucket_bytes must be >= 1"):
+        make(bucket_bytes=0)
