@@ -41,6 +41,7 @@ def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
         ({"target": "1.5"}, "target must be a number"),
         ({"task": "mnist"}, "task must be one of"),
         ({"tune": "lr"}, "tune must be like"),
+        ({"devices": 2}, "devices and speeds are of virtual time"),
         ({"tune": "colour=1"}, "tune must be like"),
         ({"tune": "seed=1,2"}, "tune must be like"),
     ],
@@ -71,6 +72,19 @@ def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
     config = CompareConfig(methods="sgd:lr=1e30", seeds=1, **SMALL)
     with pytest.raises(RunFailedError, match=r"\[1/1\] sgd:lr=1e30 seed 0 failed: .*NonFiniteError"):
         compare(config, tmp_path / "out", io.StringIO())
+
+
+def test_a_comparison_in_virtual_time(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd,async-lu", seeds=1, target="0.01", costs="a100-resnet18", devices=2, **SMALL)
+    made = compare(config, tmp_path / "out", io.StringIO())
+    sgd, lu = made["rows"]
+    assert sgd["train_s_mean"] == pytest.approx(
+        20 * (0.0049 + 0.0102)
+    )  # 2 epochs of 10 batches, by the paper's Table 9
+    assert lu["train_s_mean"] < sgd["train_s_mean"]
+    said = io.StringIO()
+    assert compare(config, tmp_path / "out", said)["rows"] == made["rows"]
+    assert said.getvalue().count("kept,") == 2
 
 
 def test_the_grid_leaves_out_what_is_fixed() -> None:

@@ -142,6 +142,11 @@ class CompareOptions(Options):
         description="Choose options for every method, by runs with a seed of their own: lr=0.05,0.1:momentum=0.5,0.9 "
         "tries all four. What a method's own options fix is not tried.",
     )
+    costs: str | None = Field(
+        None, description="Compare in virtual time, by these costs (see asyncprop simulate). Default: on this machine."
+    )
+    devices: Count | None = Field(None, description="Simulated devices, with costs. Default: 3.")
+    speeds: str | None = Field(None, description="Of simulated devices, relative to the costs', separated by commas.")
 
 
 class CompareConfig(CompareOptions):

@@ -77,22 +77,24 @@ def _study(study: Study, request: Request, messages: TextIO, *, quiet: bool) -> 
     folder = request.data_of(study)
     task = study.task if folder else study.stand_in
     options = request.scale.options(study.kind, is_real=folder is not None)
+    is_virtual = study.kind == "virtual"
+    device = "cpu" if is_virtual else request.device
     given = {
         **options,
         "task": task,
         "methods": ",".join(study.methods).format(ranks=request.scale.ranks),
         "seeds": request.seeds or request.scale.seeds,
         "target": "worst-best",
-        "device": request.device,
+        "device": device,
         **({"data_dir": folder} if folder else {}),
     }
-    out = request.out / "runs" / (f"{task}-{study.kind}" if study.kind in ("times", "trace") else task)
+    out = request.out / "runs" / (f"{task}-{study.kind}" if study.kind in ("times", "trace", "virtual") else task)
     out.parent.mkdir(parents=True, exist_ok=True)
     compare(resolve(CompareConfig, given, None), out, messages, quiet=quiet)
     (comparison,), _ = read_paths([out])
     is_throughput = study.kind == "throughput" and folder is None
     data = study.data if folder else f"{study.shown_as}, not {study.data}"
-    return Found(study.network, data, comparison, is_stand_in=folder is None, is_throughput=is_throughput)
+    return Found(study.network, data, comparison, is_throughput=is_throughput, is_virtual=is_virtual)
 
 
 def _bench(workload: str, request: Request, messages: TextIO) -> dict[str, Any]:
@@ -140,7 +142,8 @@ def _blocks(
             return show.large_scale(published(exhibit.name), founds)
         case "speed-up":
             workloads = {network: benches[workload] for network, workload in exhibit.bench}
-            return show.speed_ups(published(exhibit.name), workloads)
+            return [*show.speed_ups(published(exhibit.name), workloads),
+                    *show.virtual_speed_ups(published(exhibit.name), founds)]  # fmt: skip
         case "pass times":
             return show.pass_times(published(exhibit.name), founds)
         case "hyper-parameters":

@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from asyncprop.config import CompareConfig, TrainConfig, resolve, to_toml
+from asyncprop.config import CompareConfig, SimulateConfig, TrainConfig, resolve, to_toml
 from asyncprop.methods import get_method
 from asyncprop.methods.tune import Grid, parse_grid, points
 from asyncprop.report.rows import comparison
-from asyncprop.runs import environment, read_config, read_result, write_json
+from asyncprop.runs import environment, read_result, write_json
 from asyncprop.tasks import get_task
 
 TUNE_SEED = 1000
@@ -98,7 +98,7 @@ def _tune(
             if place >= len(sweeps[label]):
                 continue
             point = sweeps[label][place]
-            run = resolve(TrainConfig, {**common, "seed": TUNE_SEED, **options, **point}, None)
+            run = resolve(_kind(config), {**common, "seed": TUNE_SEED, **options, **point}, None)
             name = " ".join([label, *(f"{option}={value}" for option, value in point.items())])
             planned = Planned(label, run, out / "tuning" / _file_name(name))
             try:
@@ -167,8 +167,15 @@ def _plan(config: CompareConfig, variants: dict[str, dict[str, str]], out: Path)
     for seed in range(config.seeds):
         turn = seed % len(rows)
         for label, options in rows[turn:] + rows[:turn]:
-            run = resolve(TrainConfig, {**_common(config), "seed": seed, **options}, None)
+            run = resolve(_kind(config), {**_common(config), "seed": seed, **options}, None)
             yield Planned(label, run, out / f"{_file_name(label)}_seed-{run.seed}")
+
+
+def _kind(config: CompareConfig) -> type[TrainConfig]:
+    """Return what runs are: trained on this machine, or in virtual time where the comparison has costs."""
+    if config.costs is None and (config.devices or config.speeds):
+        raise ValueError("devices and speeds are of virtual time: give costs, too, as --costs a100-resnet18")
+    return SimulateConfig if config.costs else TrainConfig
 
 
 def _file_name(label: str) -> str:
@@ -193,11 +200,12 @@ def _open_folder(out: Path, config: CompareConfig) -> None:
 def _make(planned: Planned, console: Console, name: str) -> str:
     """Make, or go on with, one run in a process of its own; return what to tell of it."""
     if result := read_result(planned.folder):
-        if read_config(planned.folder) != planned.config:
+        if resolve(type(planned.config), {}, planned.folder / "config.toml") != planned.config:
             raise ValueError(f"{planned.folder} must be a run of this comparison (its config.toml differs): remove it")
         return f"kept, {_summary(result)}"
-    command = [sys.executable, "-m", "asyncprop", "train", "--quiet"]
-    if (planned.folder / "checkpoint").exists():
+    is_simulated = isinstance(planned.config, SimulateConfig)
+    command = [sys.executable, "-m", "asyncprop", "simulate" if is_simulated else "train", "--quiet"]
+    if (planned.folder / "checkpoint").exists() and not is_simulated:
         command += ["--resume", str(planned.folder)]
     else:
         shutil.rmtree(planned.folder, ignore_errors=True)

@@ -27,15 +27,21 @@ class Found:
         network: as the paper names it.
         data: what it was trained on, in words.
         comparison: the runs.
-        is_stand_in: whether the data are not the paper's.
         is_throughput: whether accuracies mean nothing: the data are noise.
+        is_virtual: whether seconds are virtual: those of the paper's GPUs, by its Table 9.
     """
 
     network: str
     data: str
     comparison: Comparison
-    is_stand_in: bool
-    is_throughput: bool
+    is_throughput: bool = False
+    is_virtual: bool = False
+
+    @property
+    def where(self) -> str:
+        """Return what was trained on, and by whose clock."""
+        clock = ", in virtual time on three GPUs by the costs of the paper's Table 9" if self.is_virtual else ""
+        return f"{self.network} on {self.data}{clock}"
 
     @property
     def command(self) -> str:
@@ -44,6 +50,11 @@ class Found:
         task = options.pop("task")
         given = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
         return f"asyncprop compare {task} {given}"
+
+    @property
+    def methods(self) -> list[str]:
+        """Return the methods that were run."""
+        return list(dict.fromkeys(map(method_of, self.comparison.runs)))
 
     def rows(self, methods: Sequence[str]) -> list[Row]:
         """Return a row for each of these methods that was run; the target is what the worst of their runs reached."""
@@ -66,45 +77,47 @@ def method_of(run: RunFiles) -> str:
 
 def time_to_worst(paper: Published, founds: Sequence[Found]) -> list[Block]:
     """Tables 1 and 3: time and epochs to the best accuracy that the worst of the asynchronous methods reached."""
-    columns = ["network", "method", "target", "time (s)", "÷ the first", "paper (s)", "paper, ÷ the first", "epochs",
+    columns = ["method", "target", "time (s)", "÷ the first", "paper (s)", "paper, ÷ the first", "epochs",
                "paper, epochs"]  # fmt: skip
-    lines = []
+    blocks: list[Block] = []
     for found in founds:
         if found.is_throughput:
             continue
         theirs = [row for row in paper.rows if row["network"] == found.network]
         rows = {row["method"]: row for row in found.rows([row["method"] for row in theirs])}
         first = next(iter(rows.values()))["time_to_target_s_mean"]
-        for printed in theirs:
-            row = rows[printed["method"]]
-            lines.append([
-                found.network, printed["method"], f"{row['target']:.4f}", _mean(row, "time_to_target_s", ".1f"),
+        lines = [
+            [
+                printed["method"], f"{row['target']:.4f}", _mean(row, "time_to_target_s", ".1f"),
                 f"{row['time_to_target_s_mean'] / first:.2f}", spread(printed["tta_s"], "g"),
                 f"{printed['tta_s'][0] / theirs[0]['tta_s'][0]:.2f}", _mean(row, "epochs_to_target", ".1f"),
                 spread(printed["epochs"], "g"),
-            ])  # fmt: skip
-    return [*_table("Time to the best accuracy of the worst run", columns, lines, founds), *_rates(paper, founds)]
+            ]
+            for printed in theirs
+            if (row := rows[printed["method"]])
+        ]  # fmt: skip
+        blocks.append(_table("Time to the best accuracy of the worst run", columns, lines, found))
+    return [*blocks, *_rates(paper, founds)]
 
 
 def own_best(paper: Published, founds: Sequence[Found]) -> list[Block]:
     """Tables 2, 4 and 6: best accuracy, and the time and epochs to it."""
-    columns = ["network", "method", "best (%)", "paper (%)", "time (s)", "paper (s)", "epochs", "paper, epochs",
-               "staleness"]  # fmt: skip
-    lines = []
+    columns = ["method", "best (%)", "paper (%)", "time (s)", "paper (s)", "epochs", "paper, epochs", "staleness"]
+    blocks: list[Block] = []
     for found in founds:
         if found.is_throughput:
             continue
-        printed = [row for row in paper.rows if row["network"] == found.network]
-        known = [row["method"] for row in printed] or list(dict.fromkeys(map(method_of, found.comparison.runs)))
-        for row in found.rows(known):
+        lines = []
+        for row in found.rows(found.methods):
             theirs = paper.row(network=found.network, method=row["method"])
             lines.append([
-                found.network, row["method"], _mean(row, "best_accuracy", ".2f", 100), spread(theirs.get("best"), "g"),
+                row["method"], _mean(row, "best_accuracy", ".2f", 100), spread(theirs.get("best"), "g"),
                 _mean(row, "time_to_own_best_s", ".1f"), spread(theirs.get("tta_s"), "g"),
                 _mean(row, "epochs_to_own_best", ".1f"), spread(theirs.get("epochs"), "g"),
                 _mean(row, "staleness", ".2f"),
             ])  # fmt: skip
-    return [*_table("Best accuracy, time and epochs to it", columns, lines, founds), *_rates(paper, founds)]
+        blocks.append(_table("Best accuracy, time and epochs to it", columns, lines, found))
+    return [*blocks, *_rates(paper, founds)]
 
 
 def large_scale(paper: Published, founds: Sequence[Found]) -> list[Block]:
@@ -119,7 +132,7 @@ def _rates(paper: Published, founds: Sequence[Found]) -> list[Block]:
         if not found.is_throughput:
             continue
         theirs = [row for row in paper.rows if row["network"] == found.network and "tta_s" in row]
-        rows = found.rows(list(dict.fromkeys(map(method_of, found.comparison.runs))))
+        rows = found.rows(found.methods)
         base = {row["method"]: row["samples_per_s_mean"] for row in rows}.get(theirs[0]["method"])
         for row in rows:
             printed = next((one for one in theirs if one["method"] == row["method"]), None)
@@ -164,24 +177,43 @@ def speed_ups(paper: Published, benches: dict[str, Row]) -> list[Block]:
     return [TableBlock("Speed-up over one device", columns, lines, 2, note)]
 
 
+def virtual_speed_ups(paper: Published, founds: Sequence[Found]) -> list[Block]:
+    """Tables 7 and 8 in virtual time: training time of one device over that of three, at the same number of epochs."""
+    blocks: list[Block] = []
+    for found in founds:
+        rows = {row["method"]: row for row in found.rows(found.methods)}
+        base = rows[found.methods[0]]["train_s_mean"]  # the plain loop, which is on one device
+        lines = []
+        for method, row in list(rows.items())[1:]:
+            theirs = paper.row(network=found.network, method=method).get("speed_up")
+            ours = base / row["train_s_mean"]
+            per_gpu = f"{theirs[0] / 3:.2f}" if theirs else "–"
+            lines.append([method, f"{ours:.2f}", spread(theirs, ".2f"), f"{ours / 3:.2f}", per_gpu])
+        columns = ["method", "3 devices ÷ 1", "paper, 3 GPUs ÷ 1", "per device", "paper, per GPU"]
+        blocks.append(
+            _table("Speed-up over one device, of whole trainings of equally many epochs", columns, lines, found)
+        )
+    return blocks
+
+
 def pass_times(paper: Published, founds: Sequence[Found]) -> list[Block]:
     """Table 9: how long passes take, and beta, the ratio of the two."""
     columns = ["network", "batch size", "forward (s)", "paper (s)", "backward (s)", "paper (s)", "beta", "paper, beta"]
-    lines = []
+    blocks: list[Block] = []
+    note = "The backward pass includes the optimizer's step. The paper's batches have 128 samples."
     for found in founds:
         printed = paper.row(network=found.network)
         runs = found.comparison.runs
         forward = [step["forward_s"] for run in runs for step in run.steps]
         backward = [step["backward_s"] for run in runs for step in run.steps]
         beta = statistics.fmean(backward) / statistics.fmean(forward)
-        size = runs[0].steps[0]["batch_size"]
-        lines.append([
-            found.network, f"{size:g}", _of(forward), spread(printed["forward_s"], "g"), _of(backward),
-            spread(printed["backward_s"], "g"), f"{beta:.2f}",
+        line = [
+            found.network, f"{runs[0].steps[0]['batch_size']:g}", _of(forward), spread(printed["forward_s"], "g"),
+            _of(backward), spread(printed["backward_s"], "g"), f"{beta:.2f}",
             f"{printed['backward_s'][0] / printed['forward_s'][0]:.2f}",
-        ])  # fmt: skip
-    note = "The backward pass includes the optimizer's step. The paper's batches have 128 samples."
-    return _table("Times of passes, mean ± deviation over batches", columns, lines, founds, note)
+        ]  # fmt: skip
+        blocks.append(_table("Times of passes, mean ± deviation over batches", columns, [line], found, note))
+    return blocks
 
 
 def hyper_parameters(paper: Published, ours: dict[str, Row]) -> list[Block]:
@@ -208,14 +240,15 @@ def timelines(trace: Trace, founds: Sequence[Found], name: str, command: str) ->
         "twice a forward pass. A black tick is the write of a layer; an arrow hands a loss over."
     )
     svg = draw(drawn, whole, name=name, title=caption)
-    blocks: list[Block] = [FigureBlock(name, caption, f"{caption} {describe(drawn, whole)}", svg, command)]
+    blocks: list[Block] = [FigureBlock(name, caption, f"{caption} {describe(drawn, whole)}", svg, command,
+                                        is_wide=True)]  # fmt: skip
     for found in founds:
         measured = load_timeline(found.comparison.runs[0].path)
         some, own = measured.window(4), f"{name}-measured"
         caption = f"Measured: {found.network} on {found.data}, by {found.comparison.runs[0].label}"
         svg = draw(measured, some, name=own, title=caption)
         described = f"{caption}. {describe(measured, some)}"
-        blocks.append(FigureBlock(own, described, described, svg, command))
+        blocks.append(FigureBlock(own, described, described, svg, command, is_wide=True))
     return blocks
 
 
@@ -245,16 +278,10 @@ def learning(founds: Sequence[Found], methods: Sequence[str], key: str, name: st
 # ---- cells
 
 
-def _table(
-    caption: str, columns: list[str], lines: list[list[str]], founds: Sequence[Found], note: str = ""
-) -> list[Block]:
-    """Return the table, with what it was made of; nothing if it has no line."""
-    if not lines:
-        return []
-    runs = next(found for found in founds if found.comparison.runs).comparison
-    seeds = f"n = {runs.content['seeds']} seeds, mean ± sample standard deviation."
-    on = "; ".join(f"{found.network}: {found.data}" for found in founds)
-    return [TableBlock(f"{caption} ({on})", columns, lines, 2, f"{seeds} {note}".strip())]
+def _table(caption: str, columns: list[str], lines: list[list[str]], found: Found, note: str = "") -> TableBlock:
+    """Return a table, with what it was made of."""
+    seeds = f"n = {found.comparison.content['seeds']} seeds, mean ± sample standard deviation."
+    return TableBlock(f"{caption} ({found.where})", columns, lines, 1, f"{seeds} {note}".strip())
 
 
 def _mean(row: Row, name: str, form: str, scale: float = 1.0) -> str:

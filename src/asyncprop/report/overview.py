@@ -203,7 +203,7 @@ def _timelines(runs: list[RunFiles], command: str, name: str) -> Iterator[Block]
         )
         svg = draw(timeline, timeline.window(), name=key, title=caption)
         described = describe(timeline, timeline.window())
-        yield FigureBlock(key, f"{caption}. {described}", f"{caption}. {described}", svg, command)
+        yield FigureBlock(key, f"{caption}. {described}", f"{caption}. {described}", svg, command, is_wide=True)
 
 
 def _means(runs: list[RunFiles], command: str, name: str) -> Iterator[Block]:

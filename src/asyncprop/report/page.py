@@ -33,6 +33,7 @@ class FigureBlock:
         svg: the picture, as `report.charts` makes it.
         command: what it was made by, to be typed again.
         table: its numbers.
+        is_wide: whether it needs the page's whole width.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FigureBlock:
     svg: str
     command: str = ""
     table: TableBlock | None = None
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
