@@ -67,3 +67,30 @@ def plan(
 
     check_writable(costs)
     print_plan(plan_task(task, width, batch_size, passes, data_dir, costs), sys.stdout)
+
+
+def bench_virtual(
+    *,
+    workloads: str | None = None,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
+    batches: Annotated[int, Parameter(validator=Number(gte=4))] = 60,
+    json: Path | None = None,
+) -> None:
+    """Measure throughput and staleness of Async LU beside what virtual time predicts of them.
+
+    Args:
+        workloads: Names, separated by commas. Default: three.
+        rounds: How often everything is measured, in turn; medians are taken.
+        batches: Of one measurement.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.virtual import bench_virtual as bench
+    from asyncprop.cli import _check_writable as check_writable
+    from asyncprop.runs import write_json
+    from asyncprop.simulate.advice import print_virtual
+
+    check_writable(json)
+    figures = bench(workloads, rounds, batches, sys.stderr)
+    print_virtual(figures, sys.stdout)
+    if json:
+        write_json(json, figures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -81,3 +81,22 @@ def _why(found: Plan) -> str:
     if best is not found.advice:
         return f" It is within 2 % of the fastest ({_say(best)}), and less stale."
     return ""
+
+
+def print_virtual(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print what was predicted beside what was measured."""
+    table = Table("workload", "forward, backward, lanes", "ms: predicted", "measured", "ratio", "staleness: predicted",
+                  "measured", "ratio")  # fmt: skip
+    for row in figures["rows"]:
+        ratio = row["staleness_ratio"]
+        table.add_row(
+            row["name"],
+            f"{row['forward']}, {row['backward']}, {row['lanes']}",
+            f"{1e3 * row['predicted_s']:.2f}",
+            f"{1e3 * row['measured_s']:.2f}",
+            f"{row['ratio']:.3f}",
+            f"{row['predicted_staleness']:.3f}",
+            f"{row['measured_staleness']:.3f}",
+            "-" if ratio is None else f"{ratio:.3f}",
+        )
+    Console(file=stream, highlight=False).print(table)
