@@ -28,6 +28,8 @@ class Rank:
         self.rank = self.members.rank
         with _SEEDING:
             self.model: nn.Module = TINY[options.pop("model", "mlp")].seeded_model(self.rank)
+        if device is not None and hasattr(device, "device"):
+            self.model.to(device.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.gossip = ap.LayerGossip(members=self.members, **options)
         self.failures: list[BaseException] = []

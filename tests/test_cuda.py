@@ -8,7 +8,9 @@ import torch
 import asyncprop as ap
 from asyncprop.bench import gpu
 from asyncprop.bench.workloads import Workload
+from asyncprop.devices import CudaDevice
 from asyncprop.testing import TINY, cross_entropy, plain_loop, twins
+from gossip_world import at_once, world
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"
@@ -39,6 +41,18 @@ def test_every_batch_is_used_once_and_times_are_told(workers: ap.Decoupled | ap.
         assert engine.statistics().versions == (50, 50)
     assert sorted(step.index for step in steps) == list(range(50))
     assert all(step.forward_s > 0 and step.backward_s > 0 for step in steps)
+
+
+def test_ranks_gossip() -> None:
+    with world(2, device=CudaDevice(torch.device(DEVICE, 0)), model="resnet") as ranks:
+        for rank in ranks:
+            rank.set(float(rank.rank))
+        ranks[1].land_all()
+        ranks[1].send()
+        assert torch.allclose(ranks[0].values(), torch.tensor(1 / 3, device=DEVICE))
+        at_once(*(rank.gossip.settle for rank in ranks))
+        assert torch.equal(ranks[0].values(), ranks[1].values())
+        assert torch.allclose(ranks[0].values(), torch.tensor(0.5, device=DEVICE))
 
 
 def test_training_learns() -> None:

@@ -14,6 +14,9 @@ from asyncprop.engine.layers import Layer
 from asyncprop.exchange.members import Members
 from asyncprop.exchange.weights import share
 
+SLOWEST_BYTES_PER_S = 1e6
+"""A slower link than this is taken for one that hangs."""
+
 
 class Agreement:
     """Makes means over whoever is there. What it returns is on the CPU, and equal to the bit on all members.
@@ -70,7 +73,7 @@ class Agreement:
         buffers: Mapping[str, Tensor],
         weights: list[list[float]],
     ) -> dict[str, Tensor]:
-        group = self._group_of_all()
+        group = self._group_of_all(sum(parameter.numel() for parameter in parameters.values()))
         me = self._among.index(self._members.rank)
         mine = {
             name: (parameters[name], share(weights, layer.index, me)) for layer in layers for name in layer.parameters
@@ -92,14 +95,18 @@ class Agreement:
                 _sum(group, means[name], ReduceOp.MAX)
         return means
 
-    def _group_of_all(self) -> Any:
-        """Return a process group of those that are here now, the last one if they are the same; None for one alone."""
+    def _group_of_all(self, numbers: int) -> Any:
+        """Return a process group of those that are here now, the last one if they are the same; None for one alone.
+
+        A member that dies in a collective is noticed at once, by its connections. Only one that hangs is waited for: as
+        long as its silence is borne, and as the slowest link may take for so many numbers.
+        """
         among = self._members.among
         if among != self._among:
             self._among, self._group = among, None
             if len(among) > 1:
                 key = f"meeting/{self._members.turn}"
-                timeout = timedelta(seconds=self._members.timeout_s)
+                timeout = timedelta(seconds=self._members.timeout_s + 8 * numbers / SLOWEST_BYTES_PER_S)
                 rank = among.index(self._members.rank)
                 self._group = ProcessGroupGloo(PrefixStore(key, self._store), rank, len(among), timeout)
         return self._group

@@ -15,7 +15,7 @@ from asyncprop.engine import BlockUpdate, Compensation, Coupled, Decoupled, Laye
 from asyncprop.engine.update import Update
 
 Cut = Literal["own block", "all, own block in turn"]
-Meeting = Literal["gradients in step", "parameters in step", "averaging", "gossip"]
+Meeting = Literal["gradients in step", "parameters in step", "buckets in step", "averaging", "gossip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ _ROWS = (
     Method("sgd", None, None, None, None, "the plain PyTorch loop, all cores in each operation"),
     Method("ddp", None, None, None, "gradients in step", "torch's DistributedDataParallel, untouched"),
     Method("post-local-sgd", None, None, None, "parameters in step", "torch's own: local steps, averaged now and then"),
+    Method("decent-dp", None, None, None, "buckets in step", "the peer decent-dp, untouched: buckets mixed meanwhile"),
     Method("hogwild", Coupled(2), HOGWILD, None, None, "workers share the parameters, no locks"),
     Method("passm", Coupled(2), HOGWILD, "own block", None, "Hogwild!, then each worker writes its block (PASSM+)"),
     Method("lapsgd", Coupled(1), PRIVATE, None, "averaging", "Hogwild! per rank, averaged beside the workers"),

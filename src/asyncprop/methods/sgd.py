@@ -88,7 +88,7 @@ class SequentialLoop:
 
     def _train_on(self, batch: Any) -> Step:
         start = self._clock.now()
-        self._optimizer.zero_grad()
+        self._begin()
         result = self._loss_fn(self._model, batch)
         losses = list(result) if isinstance(result, list | tuple) else [cast(Tensor, result)]
         between = self._clock.now()
@@ -117,6 +117,9 @@ class SequentialLoop:
         self._samples += step.batch_size
         self._worked_s += end - start - waited
         return step
+
+    def _begin(self) -> None:
+        self._optimizer.zero_grad()
 
     def _step(self) -> None:
         self._optimizer.step()

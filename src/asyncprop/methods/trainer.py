@@ -145,6 +145,10 @@ def _open_loop(
         return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
     if row.exchange == "gradients in step":
         return DdpLoop(model, optimizer, loss_fn, delays=waits, trace=trace, comm_hook=options.comm_hook or "none")
+    if row.exchange == "buckets in step":
+        from asyncprop.methods.decent import DecentLoop
+
+        return DecentLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
     return PostLocalSgdLoop(
         model, optimizer, loss_fn, delays=waits, trace=trace, period=options.period or 8,
         warm_up_batches=extent.batches(options.prepass_epochs or 0),
@@ -189,7 +193,7 @@ def _exchange(
 
 def _refuse(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
     """Refuse options that the method would not look at."""
-    in_step = row.exchange in ("gradients in step", "parameters in step")
+    in_step = row.exchange in ("gradients in step", "parameters in step", "buckets in step")
     decoupled = isinstance(row.workers, Decoupled)
     meets = row.workers is not None and (ranks > 1 or row.exchange is not None)
     gossips = meets and meeting == "gossip"
