@@ -1,4 +1,4 @@
-"""Other libraries of PyTorch's users, the real ones: `make ecosystem` installs them; without them these tests say so."""
+"""Other libraries of PyTorch users, the real ones: `make ecosystem` installs them; without them tests say so."""
 
 import pytest
 import torch
