@@ -16,6 +16,8 @@ from asyncprop.engine.layers import find_layers
 from asyncprop.exchange.members import Members
 from asyncprop.testing import TINY
 
+_SEEDING = threading.Lock()  # the random state is the process's
+
 
 class Rank:
     """One rank: its members, its model, its exchange. No engine: a test says itself what has landed."""
@@ -24,7 +26,8 @@ class Rank:
         self.members = Members(PrefixStore("members", store), size, rank, timeout_s=60.0)
         self.members.open()
         self.rank = self.members.rank
-        self.model: nn.Module = TINY[options.pop("model", "mlp")].seeded_model(self.rank)
+        with _SEEDING:
+            self.model: nn.Module = TINY[options.pop("model", "mlp")].seeded_model(self.rank)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.gossip = ap.LayerGossip(members=self.members, **options)
         self.failures: list[BaseException] = []
@@ -68,6 +71,11 @@ class Rank:
         """Wait for something that the exchange's threads do, and tell each other of by their condition."""
         with self.shared.changed:
             assert self.shared.changed.wait_for(happened, 30.0), f"rank {self.rank}: {what}"
+
+    def die(self) -> None:
+        """End without a word to anybody."""
+        self.members.failure = ConnectionError("killed")
+        self.close()
 
     def close(self) -> None:
         if self._held:

@@ -52,6 +52,8 @@ WRONG = [
     (["data", "fetch", "mnist"], "name must be one of digits"),
     (["bench", "engine", "--workloads", "vgg"], "workloads must be some of"),
     (["bench", "engine", "--rounds", "0"], r"--rounds.*[Mm]ust be >= 1"),
+    (["theory", "--seeds", "0"], r"--seeds.*[Mm]ust be >= 1"),
+    (["theory", "--markdown", "no/such/folder.md"], "must be in a folder that exists"),
     (["bench", "engine", "--seconds", "0"], r"--seconds.*[Mm]ust be > 0"),
 ]
 

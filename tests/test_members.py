@@ -144,6 +144,24 @@ def test_a_new_member_joins() -> None:
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members)) == [{0, 1, 2}] * 3
 
 
+def test_a_new_member_joins_though_the_first_has_died() -> None:
+    net = Net(3)
+    net.pass_s(11, 1, 2)
+    net.members.append(Members(net.store, 1, None, timeout_s=10.0, clock=net.clock))  # it does not know their number
+    new = net.members[3]
+    new.announce()
+    assert (new.rank, new.size) == (3, 3)
+    net.look(1, 2)
+    net.members[1].offers["state"] = lambda: "a model"
+
+    def passes() -> None:
+        net.pass_s(1, 1, 2, 3)
+        net.members[1].answer()
+
+    assert new.ask(passes)["state"] == "a model"  # after the dead one was given up
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[1:])) == [{1, 2, 3}] * 3
+
+
 def test_joining_nobody() -> None:
     net = Net(1)
     net.members.append(net.new(None))

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import json
+import shutil
 import threading
 
 import pytest
@@ -9,8 +11,14 @@ import torch
 from torch import nn
 
 import asyncprop as ap
+from asyncprop.config import TrainConfig
 from asyncprop.engine import Compensation, Partition
+from asyncprop.methods.repeat import first_difference, read_recorded
+from asyncprop.methods.train import Session
+from asyncprop.methods.train import train as train_session
+from asyncprop.progress import Quiet
 from asyncprop.replay import Ordered, Replay
+from asyncprop.runs import create_run
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
 
@@ -138,6 +146,15 @@ def test_a_training_that_lacks_a_batch_fails_by_name(monkeypatch: pytest.MonkeyP
         train(tiny.seeded_model(), turn, tiny.batches(2), workers=ap.Coupled(2), update="layer")
 
 
+def test_what_cannot_be_ordered_is_refused() -> None:
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="turn must be 'free' with an exchange"):
+        ap.Engine(model, optimizer, cross_entropy, turn=Ordered(), exchange=ap.Averaging())
+    with pytest.raises(ValueError, match="turn must not be ordered for method sgd"):
+        Session(TrainConfig(task="digits", method="sgd", turn="ordered"))
+
+
 def test_only_whole_traces_of_ordered_runs_are_taken() -> None:
     trace = recorded()
     with pytest.raises(ValueError, match=r"trace must be of an engine with turn=Ordered\(\)"):
@@ -166,3 +183,50 @@ def test_nobody_reads_a_layer_that_is_being_written() -> None:
         for write in writes:
             if write.layer == layer and write.batch != batch:
                 assert write.end_s <= start or write.start_s >= end
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished run with --turn ordered."""
+    path = tmp_path_factory.mktemp("runs") / "recorded"
+    config = TrainConfig(task="digits", method="hogwild", turn="ordered", epochs=2, train_samples=320, workers=3)
+    with create_run(path, config) as run:
+        train_session(Session(config), run, Quiet())
+    return path
+
+
+def test_a_run_trains_again_to_the_bit(run_folder, tmp_path) -> None:
+    config, trace = read_recorded(run_folder)
+    with create_run(tmp_path / "again", config) as run:
+        train_session(Session(config, replay=trace), run, Quiet())
+    assert first_difference(run_folder, tmp_path / "again") is None
+
+
+def test_where_two_runs_differ_first_is_told(run_folder, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other, symlinks=True)
+    rows = [json.loads(line) for line in (other / "steps.jsonl").read_text().splitlines()]
+    (other / "checkpoint" / "model.safetensors").write_bytes(b"")
+    assert first_difference(run_folder, other) == "the model at the end"
+    worse = [{**row, "loss": 1.0} if row["batch"] >= 7 else row for row in rows]
+    (other / "steps.jsonl").write_text("\n".join(map(json.dumps, worse)))
+    assert str(first_difference(run_folder, other)).startswith("the loss of batch 7 is ")
+    (other / "steps.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    assert first_difference(run_folder, other) == "20 batches, 19 batches"
+
+
+def test_only_finished_ordered_runs_are_trained_again(run_folder, tmp_path) -> None:
+    shutil.copytree(run_folder, tmp_path / "part", symlinks=True)
+    steps = tmp_path / "part" / "steps.jsonl"
+    steps.write_text("\n".join(steps.read_text().splitlines()[3:]))
+    with pytest.raises(ValueError, match="path must be a run in one piece"):
+        read_recorded(tmp_path / "part")
+    (tmp_path / "part" / "result.json").unlink()
+    with pytest.raises(ValueError, match="path must be a finished run"):
+        read_recorded(tmp_path / "part")
+    create_run(tmp_path / "free", TrainConfig(task="digits"))
+    with pytest.raises(ValueError, match=r"path must be a run with --turn ordered \(that of .* is free\)"):
+        read_recorded(tmp_path / "free")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from asyncprop.exchange import Averaging, LayerGossip
     from asyncprop.recorder import Recorder
     from asyncprop.replay import Ordered, Replay
+    from asyncprop.simulate import VirtualTime
+    from asyncprop.simulate.planning import Plan, plan
     from asyncprop.trace import Event, Statistics, Step, Trace
 
 __version__ = "0.1.0"
@@ -49,6 +51,8 @@ _HOME = {
     "Recorder": "asyncprop.recorder",
     **dict.fromkeys(("Ordered", "Replay"), "asyncprop.replay"),
     "LayerGossip": "asyncprop.exchange",
+    "VirtualTime": "asyncprop.simulate",
+    **dict.fromkeys(("Plan", "plan"), "asyncprop.simulate.planning"),
     "Delay": "asyncprop.delay",
     "keep_freed_memory": "asyncprop.devices",
 }
@@ -73,6 +77,9 @@ __all__ = [  # noqa: RUF022
     "Recorder",
     "Ordered",
     "Replay",
+    "VirtualTime",
+    "Plan",
+    "plan",
     "keep_freed_memory",
 ]
 

@@ -55,13 +55,16 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def launch_tolerant(ranks: int, arguments: Sequence[str], *, replacements: int = 0) -> tuple[int, str]:
+def launch_tolerant(
+    ranks: int, arguments: Sequence[str], *, replacements: int = 0, quiet: bool = False
+) -> tuple[int, str]:
     """Run `asyncprop ARGUMENTS` in so many processes, and wait for them. If one dies, the others go on.
 
     Args:
         ranks: how many.
         arguments: of the command.
         replacements: how many ranks may be started anew for ranks that a signal has ended; they join the others.
+        quiet: do not tell how others may join.
 
     Returns:
         The exit code: 0 if any rank has finished the run, else that of the last that failed; and what to say of it.
@@ -70,7 +73,8 @@ def launch_tolerant(ranks: int, arguments: Sequence[str], *, replacements: int =
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     address = f"127.0.0.1:{store.port}"
-    print(f"{ranks} ranks; another joins them by: asyncprop train --join {address}", file=sys.stderr, flush=True)
+    if not quiet:
+        print(f"{ranks} ranks; another joins them by: asyncprop train --join {address}", file=sys.stderr, flush=True)
     cores = str(max(1, available_cores() // ranks))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
               "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip

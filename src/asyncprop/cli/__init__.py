@@ -26,6 +26,7 @@ app = App(
 app.command(train.train)
 app.command(train.replay)
 app.command(simulate.simulate)
+app.command(simulate.plan)
 app.command(compare.compare)
 app.command(compare.delays)
 app.command(trace.trace)

@@ -85,6 +85,33 @@ def exchange(
 
 
 @app.command
+def virtual(
+    *,
+    workloads: str | None = None,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
+    batches: Annotated[int, Parameter(validator=Number(gte=4))] = 60,
+    json: JsonFile = None,
+) -> None:
+    """Measure throughput and staleness of Async LU beside what virtual time predicts of them.
+
+    Args:
+        workloads: Names, separated by commas. Default: three.
+        rounds: How often everything is measured, in turn; medians are taken.
+        batches: Of one measurement.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.virtual import bench_virtual
+    from asyncprop.runs import write_json
+    from asyncprop.simulate.advice import print_virtual
+
+    check_writable(json)
+    figures = bench_virtual(workloads, rounds, batches, sys.stderr)
+    print_virtual(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+
+
+@app.command
 def memory(*, json: JsonFile = None) -> None:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 

@@ -90,7 +90,7 @@ def _train(
         if ranks == 1:
             return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
         if is_tolerant(config):
-            code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements)
+            code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements, quiet=quiet)
         else:
             code, failure = launch(ranks, sys.argv[1:])
         return complain(failure, code) if failure and code != BAD_INPUT else code

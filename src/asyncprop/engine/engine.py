@@ -120,6 +120,8 @@ class Engine:
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
         self._lockstep = turn == "lockstep"
         self._turn = None if isinstance(turn, str) else turn
+        if exchange and self._turn and self._turn.watches_all:
+            raise ValueError("turn must be 'free' with an exchange: what comes from other ranks is not in the trace")
         self._clock = self._turn.clock if self._turn else SYSTEM
         self._recorder = trace
         self._device = device or device_of(list(model.parameters()))

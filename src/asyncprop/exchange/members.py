@@ -97,6 +97,8 @@ class Members:
         if self.joins:
             self.size = self.board.get("size", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
+            self._alive = set()  # it has yet to hear of anybody
+            self._since = dict.fromkeys(range(self.size), 1)
         self.board.put("size", self.size)
         self._looked = self._clock()
         self.look()
@@ -246,7 +248,7 @@ class Members:
                 self.answer()
         except BaseException as error:
             self.failure = error
-            for changed in self.changed:
+            for changed in list(self.changed):
                 changed(self.rank, False)
 
     def look(self) -> None:
@@ -285,5 +287,5 @@ class Members:
             self.lost.pop(member, None)
         else:
             self._alive = self._alive - {member}
-        for changed in self.changed:
+        for changed in list(self.changed):
             changed(member, alive)

@@ -42,9 +42,14 @@ class Sender:
             self.send_due()
 
     def send_due(self) -> None:
-        """Send what is due now, the output's layers first; what nobody can be sent now stays due."""
-        wire = self._shared.wire
-        layers = [layer for layer in reversed(range(len(self._shared.updates))) if self._is_due(layer)]
+        """Send what is due now; what nobody can be sent now stays due.
+
+        Layers that have waited for the most updates go first, so that none starves where links are slower than
+        updates; among those that have waited alike, the output's, as they are updated first.
+        """
+        wire, updates = self._shared.wire, self._shared.updates
+        layers = [layer for layer in reversed(range(len(updates))) if self._is_due(layer)]
+        layers.sort(key=lambda layer: -updates[layer])
         while layers and (neighbour := self._choose()):
             count = next((n for n in range(1, len(layers)) if wire.is_full(layers[:n])), len(layers))
             self._send(neighbour, layers[:count])

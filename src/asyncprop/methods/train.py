@@ -179,6 +179,8 @@ def _close_epoch(session: Session, journal: Journal, observer: Observer, noted: 
         "samples_per_s": position.samples / position.train_s,
         "mean_staleness": position.staleness / position.steps,
     }
+    if exchanged := session.trainer.statistics().exchange:
+        row["exchange"] = exchanged
     position.history.append(row)
     journal.add_epoch({**row, **noted})
     session.save(journal)

@@ -110,6 +110,8 @@ def open_trainer(
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
     if rank is not None:
         delays = on_rank(delays, rank)
+    if row.workers is None and isinstance(turn, Turn):
+        raise ValueError(f"turn must not be ordered for method {row.name}, which trains the same each time anyway")
     if row.workers is None or row.update is None:
         return _open_loop(options, row, model, optimizer, loss_fn, extent, delays, trace)
     return Engine(

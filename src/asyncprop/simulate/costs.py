@@ -78,7 +78,7 @@ def read_costs(name: str) -> Costs:
         raise ValueError(f"costs must be TOML ({path}: {error})") from None
     layers = content.get("layers", {})
     for where, given in layers.items() if layers else [("the whole", content)]:
-        _check(f"{path}: {where}", given)
+        _check(f"{path}: {where}", given, whole=not layers)
     whole = {kind: float(content.get(kind, 0.0)) for kind in KINDS}
     return Costs(
         str(content.get("name", path.stem)),
@@ -102,10 +102,10 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in HERE.glob("*.toml"))
 
 
-def _check(where: str, given: Any) -> None:
+def _check(where: str, given: Any, *, whole: bool) -> None:
     for kind in KINDS:
         value = given.get(kind, 0.0) if isinstance(given, dict) else None
-        positive = kind in ("forward_s", "backward_s")
+        positive = whole and kind in ("forward_s", "backward_s")
         if not isinstance(value, int | float) or value < 0 or (positive and not value):
             rule = "> 0" if positive else ">= 0"
             raise ValueError(f"costs: {kind} must be a number {rule} ({where} has {value!r})")

@@ -34,11 +34,11 @@ class Fleet:
     Args:
         time: by which they train; the thread that made it is the one that calls.
         members: the first one's optimizer is the session's: the hyper-parameters of the others follow it.
-        group: how they meet; settles when all have ended.
+        group: how they meet; settles when all have ended. None if they are equal anyway.
         in_step: whether every member takes one batch a round; what is left over at the end of a loader is left out.
     """
 
-    def __init__(self, time: VirtualTime, members: list[Member], group: Group, *, in_step: bool) -> None:
+    def __init__(self, time: VirtualTime, members: list[Member], group: Group | None, *, in_step: bool) -> None:
         self._time, self._members, self._group, self._in_step = time, members, group, in_step
         self._stack = ExitStack()
         self._changed = time.condition()
@@ -61,6 +61,7 @@ class Fleet:
         count = len(self._members)
         shares = _rounds(iter(loader), count) if self._in_step else [iter(loader)] * count
         self._driving = count
+        self._follow()
         self._drivers = [
             self._time.thread(self._drive, (rank, share), f"asyncprop-driver-{rank}")
             for rank, share in enumerate(shares)
@@ -74,7 +75,8 @@ class Fleet:
 
     def settle(self) -> None:
         """Let the models of all members become equal."""
-        self._group.settle()
+        if self._group:
+            self._group.settle()
 
     def statistics(self) -> Statistics:
         """Return what the members have done together; per layer, the first one's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,18 +29,23 @@ class Barrier:
     def __init__(self, time: VirtualTime, costs: LayerCosts, ranks: int) -> None:
         self._changed = time.condition()
         self._ranks = ranks
-        self._models: list[nn.Module] = []
+        self._come: list[tuple[nn.Module, Callable[[], None]]] = []
         self._rounds = 0
         self.exposed_s = _exposed(costs, ranks)
 
-    def meet(self, model: nn.Module) -> None:
-        """Wait until all have come; each model's gradients are then the mean of all."""
+    def meet(self, model: nn.Module, step: Callable[[], None]) -> None:
+        """Wait until all have come. Each model's gradients are then the mean of all, and each has made its step.
+
+        All make it at one instant, as a learning rate that changes would else be old for some, and new for others.
+        """
         with self._changed:
-            self._models.append(model)
+            self._come.append((model, step))
             this = self._rounds
-            if len(self._models) == self._ranks:
-                _average_gradients(self._models)
-                self._models = []
+            if len(self._come) == self._ranks:
+                _average_gradients([model for model, _ in self._come])
+                for _, step in self._come:
+                    step()
+                self._come = []
                 self._rounds += 1
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self._rounds > this)
@@ -81,9 +87,10 @@ class VirtualLoop(SequentialLoop):
     def _step(self) -> None:
         self._pass(sum(self._costs.backward_s) / self._speed)
         if self._barrier:
-            self._barrier.meet(self._model)
+            self._barrier.meet(self._model, super()._step)
             self._pass(self._barrier.exposed_s)
-        super()._step()
+        else:
+            super()._step()
         self._pass(sum(self._costs.update_s) / self._speed)
 
     def _pass(self, seconds: float) -> None:

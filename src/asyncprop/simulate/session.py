@@ -129,13 +129,13 @@ class _Crew:
             seed=config.seed,
             rank=rank,
             device=SimulatedDevice(time, machines),
-            exchange=self.group.side(rank) if self._ranks > 1 else None,
+            exchange=self.group.side(rank) if self.group else None,
         )
 
-    def _make_group(self) -> Group:
+    def _make_group(self) -> Group | None:
         time, costs, ranks, session = self._time, self._costs, self._ranks, self._session
-        if self._row.workers is None:
-            return Group(time, costs, ranks)
+        if self._row.workers is None or ranks == 1:
+            return None
         if meeting_of(session.config.method, session.config.exchange) == "gossip":
             return Gossip(time, costs, ranks, session.config.seed)
         dense = Extent(session.batches_per_epoch, session.epochs, ranks).batches(session.epochs / 2)

@@ -97,8 +97,7 @@ class VirtualTime(Clock):
         self.events += 1
         process = self.process
         process.now_s = max(process.now_s, instant)
-        if self._stopped:
-            raise self._reason()
+        self.check()
         if self._ready and self._ready[0] < process:
             following = heapq.heapreplace(self._ready, process)
             following.wake.release()
@@ -134,6 +133,13 @@ class VirtualTime(Clock):
         """Whether `stop` was called."""
         return self._stopped
 
+    def check(self) -> None:
+        """Raise if it was stopped."""
+        if self._stands_still:
+            raise StandstillError("virtual time stands still: all threads wait for each other")
+        if self._stopped:
+            raise Stopping
+
     # ---- for the threads, conditions and locks of this file
 
     def _make(self, name: str, now_s: float) -> Process:
@@ -165,8 +171,7 @@ class VirtualTime(Clock):
 
     def park(self) -> None:
         """Hand on the token, and wait until another thread makes this one `ready`."""
-        if self._stopped:
-            raise self._reason()
+        self.check()
         process = self.process
         assert not process.due_s, "what is due is settled before a thread waits"
         self._hand_on()
@@ -190,13 +195,7 @@ class VirtualTime(Clock):
         except BaseException:  # Ctrl-C, in the main thread
             self.stop()
             raise
-        if self._stopped:
-            raise self._reason()
-
-    def _reason(self) -> Exception:
-        if self._stands_still:
-            return StandstillError("virtual time stands still: all threads wait for each other")
-        return Stopping()
+        self.check()
 
 
 class _Thread(threading.Thread):
@@ -226,7 +225,7 @@ class _Thread(threading.Thread):
         process = self._process
         if process and not process.ended and not self._time.stopped:
             process.awaited.append(self._time.process)
-            with suppress(Stopping):
+            with suppress(Stopping, StandstillError):
                 self._time.park()
         super().join(timeout)
 
@@ -240,10 +239,12 @@ class _Condition(threading.Condition):
         self._parked: list[Process] = []
 
     def wait(self, timeout: float | None = None) -> bool:
+        self._time.check()
         self._parked.append(self._time.process)
         saved = self._release_save()  # type: ignore[attr-defined]
         try:
-            self._time.park()
+            with suppress(Stopping, StandstillError):  # whoever waits looks first whether that was what it waited for
+                self._time.park()
         finally:
             self._acquire_restore(saved)  # type: ignore[attr-defined]
         return True

@@ -1,0 +1,102 @@
+"""Advice: a task's plan, as the command gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from asyncprop.devices import available_cores, keep_freed_memory
+from asyncprop.engine import Coupled, Decoupled
+from asyncprop.runs import environment
+from asyncprop.simulate.costs import write_costs
+from asyncprop.simulate.planning import Choice, Plan, plan
+from asyncprop.tasks import Batches, get_task
+
+DISTINCT = 4
+"""Batches that are used again and again."""
+
+
+def plan_task(
+    name: str, width: int | None, batch_size: int | None, passes: int, data_dir: Path | None, costs: Path | None
+) -> Plan:
+    """Plan for a task's model, optimizer and batches, and write its costs if a file is given."""
+    task = get_task(name)
+    keep_freed_memory(large_tensors=task.large_tensors)
+    size = batch_size or task.recipe.batch_size
+    train = task.load(data_dir=data_dir).train
+    batches = [batch for batch, _ in zip(Batches(train, size, seed=0, epoch=0), range(DISTINCT), strict=False)]
+    model = task.build(width=width)
+    found = plan(model, task.loss, batches, task.optimizer(model), passes=passes)
+    if costs:
+        machine = environment()
+        source = f"asyncprop plan {name}: {machine['processor']}, {machine['cores']} cores, batch size {size}"
+        write_costs(costs, name, source, found.layers, found.costs)
+    return found
+
+
+def print_plan(found: Plan, stream: TextIO) -> None:
+    """Print what was measured, the choices, and the advice."""
+    console = Console(file=stream, highlight=False)
+    cores = available_cores()
+    for what, costs in (("one pass alone", found.alone), (f"{cores} passes at once", found.costs)):
+        whole = sum(costs.forward_s) + sum(costs.backward_s) + sum(costs.update_s)
+        console.print(
+            f"{what}: forward {1e3 * sum(costs.forward_s):.2f} ms, backward {1e3 * sum(costs.backward_s):.2f} ms, "
+            f"updates {1e3 * sum(costs.update_s):.2f} ms ({len(found.layers)} layers), "
+            f"backward/forward {costs.backward_forward_ratio:.2f}, together {1e3 * whole:.2f} ms"
+        )
+    mib = 2**20
+    console.print(
+        f"memory: {found.activations_bytes / mib:.1f} MiB of activations per lane, "
+        f"{found.gradients_bytes / mib:.1f} MiB of gradients"
+    )
+    table = Table("workers", "lanes", "ms per batch", "staleness", "bound by", "MiB")
+    for choice in found.choices:
+        lanes = str(choice.workers.lanes_on(cores)) if choice.workers else "-"
+        table.add_row(
+            _say(choice), lanes, f"{1e3 * choice.seconds_per_batch:.2f}", f"{choice.staleness:.2f}", choice.bound,
+            f"{choice.memory_bytes / mib:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    whole = sum(found.costs.forward_s) * (1 + found.costs.backward_forward_ratio)
+    console.print(f"No choice, and no DDP, can do better than all cores busy: {1e3 * whole / cores:.2f} ms per batch.")
+    console.print(f"Advice: {_say(found.advice)}.{_why(found)}")
+
+
+def _say(choice: Choice) -> str:
+    if isinstance(choice.workers, Decoupled):
+        return f"{choice.workers.forward} forward, {choice.workers.backward} backward threads"
+    if isinstance(choice.workers, Coupled):
+        return f"{choice.workers.workers} coupled worker{'s' if choice.workers.workers > 1 else ''}"
+    return f"SGD, {choice.bound} (measured)"
+
+
+def _why(found: Plan) -> str:
+    best = found.choices[0]
+    if found.advice.workers is None:
+        return " No asynchronous choice is faster, and SGD has no staleness."
+    if best is not found.advice:
+        return f" It is within 2 % of the fastest ({_say(best)}), and less stale."
+    return ""
+
+
+def print_virtual(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print what was predicted beside what was measured."""
+    table = Table("workload", "forward, backward, lanes", "ms: predicted", "measured", "ratio", "staleness: predicted",
+                  "measured", "ratio")  # fmt: skip
+    for row in figures["rows"]:
+        ratio = row["staleness_ratio"]
+        table.add_row(
+            row["name"],
+            f"{row['forward']}, {row['backward']}, {row['lanes']}",
+            f"{1e3 * row['predicted_s']:.2f}",
+            f"{1e3 * row['measured_s']:.2f}",
+            f"{row['ratio']:.3f}",
+            f"{row['predicted_staleness']:.3f}",
+            f"{row['measured_staleness']:.3f}",
+            "-" if ratio is None else f"{ratio:.3f}",
+        )
+    Console(file=stream, highlight=False).print(table)

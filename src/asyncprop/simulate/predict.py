@@ -1,0 +1,67 @@
+"""Predict: throughput and staleness of workers on given machines, by a run in virtual time of a stand-in model.
+
+The stand-in has as many layers, each a number that multiplies: what happens when does not depend on what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+from asyncprop.engine import BlockUpdate, Coupled, Decoupled, Engine, LayerUpdate
+from asyncprop.simulate.costs import KINDS, Costs, LayerCosts
+from asyncprop.simulate.pace import Machine, Pace, SimulatedDevice
+from asyncprop.simulate.virtual_time import VirtualTime
+
+BATCHES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What workers are predicted to do in their steady state: seconds per batch, and mean staleness of an update."""
+
+    seconds_per_batch: float
+    staleness: float
+
+
+def predict(
+    costs: LayerCosts, workers: Coupled | Decoupled, machines: list[Machine], *, by_layer: bool = True
+) -> Prediction:
+    """Return throughput and staleness of these workers, put on the machines one after the other."""
+    layers = len(costs.forward_s)
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
+    named = {str(layer): {kind: getattr(costs, kind)[layer] for kind in KINDS} for layer in range(layers)}
+    time = VirtualTime()
+    with (
+        _one_thread(),
+        Engine(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            lambda module, batch: module(batch).sum(),
+            workers=workers,
+            update=LayerUpdate() if by_layer else BlockUpdate(),
+            turn=Pace(time, Costs("", "", {}, named), machines),
+            device=SimulatedDevice(time, machines),
+        ) as engine,
+    ):
+        lanes = engine.statistics().lanes
+        warm = 2 * lanes
+        batches: list[Tensor] = [torch.zeros(1, 1)] * (BATCHES + 4 * lanes)
+        seen = [(time.now(), step.mean_staleness) for step in engine.run(batches)]
+    steady = seen[warm : len(seen) - lanes]  # the last passes run with lanes empty beside them
+    return Prediction((steady[-1][0] - seen[warm - 1][0]) / len(steady), fmean(age for _, age in steady))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

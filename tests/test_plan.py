@@ -1,0 +1,138 @@
+"""Plans: costs are read off traces as made by hand, predictions are exact where they can be, and advice is honest."""
+
+import pytest
+import torch
+
+import asyncprop as ap
+from asyncprop.engine import Coupled, Decoupled
+from asyncprop.simulate import Machine, read_costs
+from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
+from asyncprop.simulate.measure import costs_of
+from asyncprop.simulate.planning import Choice, _best, activations_bytes, plan
+from asyncprop.simulate.predict import predict
+from asyncprop.testing import TINY, cross_entropy, same_state
+from asyncprop.trace import Event, Trace
+
+
+def a_pass(batch: int, start: float, slow: float = 1.0) -> list[Event]:
+    """Forward 1 + 2, backward 4 + 3, updates 0.5 each, from the last layer to the first; all times `slow`."""
+
+    def event(kind, at, to, layer=-1, detail=""):
+        return Event(kind, start + slow * at, start + slow * to, 0, batch=batch, layer=layer, detail=detail)
+
+    return [
+        event("forward", 0, 3), event("read", 0, 0, 0), event("read", 1, 1, 1), event("read", 2, 2, 1, "again"),
+        event("backward", 3, 11), event("ready", 7, 7, 1), event("write", 7, 7.5, 1), event("ready", 10.5, 10.5, 0),
+        event("write", 10.5, 11, 0),
+    ]  # fmt: skip
+
+
+def test_costs_are_read_off_a_trace() -> None:
+    """Five passes with 1 s between; the fifth takes twice as long, and does not count."""
+    starts = [0.0, 12.0, 24.0, 36.0, 48.0]
+    events = [event for batch, start in enumerate(starts) for event in a_pass(batch, start, 2.0 if batch == 4 else 1.0)]
+    costs = costs_of(Trace(("0", "1"), ("worker-0",), sorted(events, key=lambda event: event.start_s)))
+    assert costs.forward_s == pytest.approx((1.0 + 1.0, 2.0))
+    assert costs.backward_s == pytest.approx((3.0, 4.0))
+    assert costs.update_s == pytest.approx((0.5, 0.5))
+    assert costs.backward_forward_ratio == pytest.approx(2.0)
+
+
+COSTS = LayerCosts((1.0, 2.0), (4.0, 2.0), (0.0, 0.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("workers", "slots", "seconds"),
+    [
+        (Coupled(1), 1, 9.0),
+        (Coupled(2), 2, 4.5),
+        (Coupled(2), 1, 9.0),
+        (Decoupled(1, 2, lanes=3), 3, 3.0),  # backward threads bind: 6 / 2
+        (Decoupled(1, 1, lanes=2), 2, 6.0),
+        (Decoupled(2, 2, lanes=2), 2, 4.5),  # lanes bind: 9 / 2
+    ],
+)
+def test_predictions_are_exact_where_a_bound_binds(workers, slots: int, seconds: float) -> None:
+    assert predict(COSTS, workers, [Machine(slots=slots)]).seconds_per_batch == pytest.approx(seconds, rel=0.05)
+
+
+def test_block_updates_are_staler_than_layer_updates() -> None:
+    workers, machines = Decoupled(1, 2, lanes=3), lambda: [Machine(slots=3)]
+    layer, block = (predict(COSTS, workers, machines(), by_layer=by_layer).staleness for by_layer in (True, False))
+    assert 0 < layer < block
+    assert predict(COSTS, Coupled(1), machines()).staleness == 0
+
+
+def test_costs_are_written_as_they_are_read(tmp_path) -> None:
+    write_costs(tmp_path / "costs.toml", 'a "name"', "here", ["stem.0", "0"], COSTS)
+    costs = read_costs(str(tmp_path / "costs.toml"))
+    assert costs.name == 'a "name"'
+    assert costs.of(["stem.0", "0"]) == COSTS
+    assert costs.of(["0"]).forward_s == (2.0,)
+    with pytest.raises(ValueError, match=r"costs must be of this model \(a \"name\" has none for its layer '1'\)"):
+        costs.of(["1"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("forward_s = 1", r"backward_s must be a number > 0 .*the whole has 0.0"),
+        ("forward_s = 'a'\nbackward_s = 1", "forward_s must be a number > 0"),
+        ("[layers.a]\nforward_s = 1\nbackward_s = 1\nupdate_s = -1", "update_s must be a number >= 0"),
+        ("forward_s =", "costs must be TOML"),
+    ],
+)
+def test_what_are_no_costs_is_refused(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "costs.toml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_costs(str(path))
+
+
+def test_the_papers_costs_ship() -> None:
+    costs = read_costs("a100-resnet18").of([str(layer) for layer in range(41)])
+    assert sum(costs.forward_s) == pytest.approx(0.0049)
+    assert sum(costs.backward_s) == pytest.approx(0.0102)
+    assert len(costs.forward_s) == len(costs.transfer_s) == 41
+    assert sum(read_costs("a100-resnet50").of(["all"]).backward_s) == pytest.approx(0.0299)
+
+
+def choice(seconds: float, staleness: float, workers=None) -> Choice:
+    return Choice(workers, seconds, staleness, "", 0)
+
+
+def test_advice_is_the_least_stale_of_the_fast() -> None:
+    sgd, two, three = choice(1.0, 0.0), choice(0.7, 0.5, Coupled(2)), choice(0.69, 1.0, Coupled(3))
+    assert _best([sgd, two, three]) is two
+    assert _best([choice(0.7, 0.0), two, three]).workers is None
+    assert _best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet"])
+def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
+    tiny = TINY[name]
+    model = tiny.seeded_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    found = plan(model, cross_entropy, tiny.batches(2), optimizer, passes=6, cores=2)
+    assert same_state(before, model.state_dict())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not optimizer.state
+    assert all(getattr(found.costs, kind)[0] > 0 for kind in KINDS[:3])
+    assert {type(choice.workers) for choice in found.choices} == {type(None), Decoupled, Coupled}
+    assert found.advice in found.choices
+    assert found.workers.lanes_on(2) >= 1
+    with ap.Engine(model, optimizer, cross_entropy, workers=found.workers) as engine:
+        assert len(list(engine.run(tiny.batches(2)))) == 2
+
+
+def test_activations_are_counted_once() -> None:
+    """Linear keeps its input (4 x 5 floats); Tanh and the next Linear keep one and the same output (4 x 7)."""
+    tiny = TINY["mlp"]
+    kept = activations_bytes(tiny.seeded_model(), lambda model, batch: model(batch[0]).sum(), tiny.batches(1)[0])
+    assert kept == 4 * (4 * 5 + 4 * 7)
+
+
+def test_a_plan_is_refused_where_it_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="passes must be >= 4"):
+        plan(TINY["mlp"].seeded_model(), cross_entropy, TINY["mlp"].batches(1), passes=1)

@@ -1,0 +1,378 @@
+"""Virtual time: the clock's order by hand, the engine's speed-up as the paper's formula has it, and every method."""
+
+import json
+import math
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import asyncprop as ap
+from asyncprop.config import SimulateConfig
+from asyncprop.delay import Delay, on_rank
+from asyncprop.devices import CpuDevice
+from asyncprop.engine.exchange import Replica
+from asyncprop.engine.update import Stopping
+from asyncprop.methods import METHODS
+from asyncprop.methods.train import train
+from asyncprop.progress import Quiet
+from asyncprop.runs import create_run
+from asyncprop.simulate import Costs, Machine, Pace, SimulatedDevice, StandstillError, VirtualTime
+from asyncprop.simulate.groups import Averages
+from asyncprop.simulate.session import SimulatedSession
+from asyncprop.testing import TINY, cross_entropy, same_state
+
+NEVER = threading.Event()
+
+
+def passes(forward_s: float, backward_s: float, update_s: float = 0.0) -> Costs:
+    whole = {"forward_s": forward_s, "backward_s": backward_s, "update_s": update_s, "transfer_s": 0.0}
+    return Costs("tiny", "", whole, {})
+
+
+def run_all(time: VirtualTime, *targets) -> None:
+    threads = [time.thread(target, (), f"asyncprop-{number}") for number, target in enumerate(targets)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# ---- the clock
+
+
+def test_threads_go_on_in_the_order_of_their_clocks() -> None:
+    time, log = VirtualTime(), []
+
+    def sleeper(name, *naps):
+        def sleep():
+            for nap in naps:
+                time.sleep(nap, NEVER)
+                log.append((name, time.now()))
+
+        return sleep
+
+    run_all(time, sleeper("a", 3, 3), sleeper("b", 2, 2, 2), sleeper("c", 6))
+    # Of two at the same time, the one made first goes first.
+    assert log == [("b", 2), ("a", 3), ("b", 4), ("a", 6), ("b", 6), ("c", 6)]
+    assert time.now() == 6
+
+
+def test_who_is_woken_goes_on_no_earlier_than_who_woke_it() -> None:
+    time, log, things = VirtualTime(), [], []
+    changed = time.condition()
+
+    def consumer():
+        with changed:
+            changed.wait_for(lambda: things)
+        log.append(("woken", time.now()))
+        time.sleep(1, NEVER)
+
+    def producer():
+        time.sleep(5, NEVER)
+        with changed:
+            things.append(1)
+            changed.notify()
+        log.append(("went on", time.now()))
+
+    run_all(time, consumer, producer)
+    assert log == [("went on", 5), ("woken", 5)]  # who wakes another goes on until time passes
+    assert time.now() == 6
+
+
+def test_a_lock_goes_to_whoever_waits_longest() -> None:
+    time, log = VirtualTime(), []
+    lock = time.lock()
+
+    def hold(first):
+        def held():
+            time.sleep(first, NEVER)
+            with lock:
+                log.append((first, time.now()))
+                time.sleep(10, NEVER)
+
+        return held
+
+    run_all(time, hold(3), hold(1), hold(2))
+    assert log == [(1, 1), (2, 11), (3, 21)]
+
+
+def test_threads_that_all_wait_are_told() -> None:
+    time, seen = VirtualTime(), []
+    changed = time.condition()
+
+    def wait():
+        try:
+            with changed:
+                changed.wait_for(lambda: False)
+        except StandstillError as error:
+            seen.append(str(error))
+
+    run_all(time, wait, wait)
+    assert seen == ["virtual time stands still: all threads wait for each other"] * 2
+
+
+def test_stopping_ends_all_waits() -> None:
+    time, seen = VirtualTime(), []
+    changed = time.condition()
+
+    def wait():
+        try:
+            with changed:
+                changed.wait_for(lambda: False)
+        except Stopping:
+            seen.append("stopped")
+
+    def fail():
+        time.sleep(1, NEVER)
+        time.stop()
+        with pytest.raises(Stopping):
+            time.sleep(1, NEVER)
+
+    run_all(time, wait, fail)
+    assert seen == ["stopped"]
+
+
+def test_a_machine_computes_so_much_at_once() -> None:
+    machine = Machine(speed=2.0, slots=2)
+    assert [machine.start(0.0, 4.0) for _ in range(3)] == [(0.0, 2.0), (0.0, 2.0), (2.0, 2.0)]
+    assert machine.start(3.0, 2.0) == (3.0, 1.0)
+    with pytest.raises(ValueError, match="speeds must be > 0"):
+        Machine(0.0)
+
+
+# ---- the engine under it
+
+
+def simulate(batches, costs, machines, workers, update="layer", name="mlp", delays=(), trace=None):
+    """Train in virtual time; return (index, loss, staleness, virtual time) of each Step, and the model's state."""
+    model, time = TINY[name].seeded_model(), VirtualTime()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    options = {"turn": Pace(time, costs, machines), "device": SimulatedDevice(time, machines), "trace": trace}
+    with ap.Engine(model, optimizer, cross_entropy, workers=workers, update=update, delays=delays, **options) as engine:
+        steps = [
+            (step.index, step.loss, step.staleness, time.now()) for step in engine.run(TINY[name].batches(batches))
+        ]
+    return steps, model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "update"),
+    [(1, 1, "layer"), (1, 2, "layer"), (1, 3, "layer"), (2, 4, "layer"), (1, 2, "block"), (3, 5, "block")],
+)
+def test_the_speed_up_is_the_formulas(forward: int, backward: int, update: str) -> None:
+    """Paper, Sec. 3.3, and its general form: passes a second are the least of forward/T and backward/(βT)."""
+    beta, batches, threads = 2, 60, forward + backward
+    workers = ap.Decoupled(forward, backward, lanes=2 * threads, intraop_threads=1)
+    steps, _ = simulate(batches, passes(1.0, beta), [Machine() for _ in range(threads)], workers, update)
+    rate = min(forward, backward / beta)
+    # The last batch ends one pass after the rate would have it, and the first of each kind starts with a whole one.
+    assert batches / rate <= steps[-1][3] <= batches / rate + 1 + 2 * beta
+    if (forward, backward) == (1, 2):
+        assert steps[-1][3] == batches + beta  # b (1 + β) / (b + β), as printed
+
+
+def test_one_worker_takes_what_the_plain_loop_takes_and_trains_as_it() -> None:
+    costs = passes(0.25, 0.5, 0.125)
+    steps, state = simulate(5, costs, [Machine()], ap.Coupled(1))
+    assert [at for *_, at in steps] == [0.875 * n for n in range(1, 6)]
+    assert all(staleness == (0, 0) for _, _, staleness, _ in steps)
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    assert [loss for _, loss, *_ in steps] == ap.testing.plain_loop(model, optimizer, TINY["mlp"].batches(5))
+    assert same_state(state, model.state_dict())
+
+
+def test_staleness_of_two_coupled_workers_is_as_derived_by_hand() -> None:
+    """Both read all before either writes. At 3 the first writes layer 0, ends, and reads it again, as it goes first."""
+    steps, _ = simulate(6, passes(1.0, 2.0), [Machine(), Machine()], ap.Coupled(2))
+    assert [staleness for _, _, staleness, _ in steps] == [(0, 0), (1, 1), *[(1, 0), (1, 1)] * 2]
+    # A machine of half the speed: its pass takes from 0 to 6, the other's two from 0 to 6, both writing in between.
+    slow, _ = simulate(3, passes(1.0, 2.0), [Machine(), Machine(0.5)], ap.Coupled(2))
+    assert [(index, at) for index, _, _, at in slow] == [(0, 3.0), (2, 6.0), (1, 6.0)]
+    assert {index: staleness for index, _, staleness, _ in slow}[1] == (2, 1)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("workers", [ap.Decoupled(2, 3, lanes=4), ap.Coupled(3)])
+def test_two_runs_are_equal_to_the_bit(name: str, workers) -> None:
+    recorders = [ap.Recorder(), ap.Recorder()]
+    runs = [
+        simulate(12, passes(1.0, 2.1, 0.1), [Machine(), Machine(0.7)], workers, name=name, trace=r) for r in recorders
+    ]
+    assert same_state(list(runs[0]), list(runs[1]))
+    assert recorders[0].trace() == recorders[1].trace()
+    assert any(max(staleness) > 0 for _, _, staleness, _ in runs[0][0])
+
+
+def test_a_trace_has_virtual_times() -> None:
+    recorder = ap.Recorder()
+    simulate(1, passes(2.0, 4.0), [Machine()], ap.Coupled(1), trace=recorder)
+    seen = [(event.kind, event.layer, event.start_s, event.end_s) for event in recorder.trace().events]
+    assert sorted(seen, key=lambda event: (event[2], -event[1], event[0])) == [
+        ("read", 0, 0.0, 0.0),
+        ("forward", -1, 0.0, 2.0),
+        ("read", 1, 1.0, 1.0),
+        ("backward", -1, 2.0, 6.0),
+        ("ready", 1, 4.0, 4.0),
+        ("write", 1, 4.0, 4.0),
+        ("ready", 0, 6.0, 6.0),
+        ("write", 0, 6.0, 6.0),
+    ]
+
+
+def test_delays_are_virtual() -> None:
+    """Two passes of 3 s; the second step waits 100 s between its forward and its backward pass."""
+    steps, _ = simulate(2, passes(1.0, 2.0), [Machine()], ap.Coupled(1), delays=[Delay(seconds=100.0, every=2)])
+    assert [at for *_, at in steps] == [3.0, 106.0]
+    slow, _ = simulate(2, passes(1.0, 2.0), [Machine()], ap.Coupled(1), delays=[Delay(worker=0, factor=3.0)])
+    assert [at for *_, at in slow] == [9.0 - 4.0 + 0.0, 18.0 - 4.0] or [at for *_, at in slow] == [9.0, 18.0]
+
+
+def test_the_delays_of_a_rank_are_its_own() -> None:
+    delays = (Delay(rank=1, seconds=2.0), Delay(seconds=1.0, distribution="exponential"))
+    assert [delay.seconds for delay in on_rank(delays, 0)] == [1.0]
+    assert [delay.rank for delay in on_rank(delays, 1)] == [None, None]
+    assert on_rank(delays, 0)[0].seconds_of(0, 0) != on_rank(delays, 1)[1].seconds_of(0, 0)
+
+
+def test_a_failure_in_a_worker_reaches_the_caller() -> None:
+    time, machines = VirtualTime(), [Machine(), Machine()]
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def loss_fn(model, batch):
+        if batch[0][0, 0] > 1e6:
+            raise OverflowError("the third batch")
+        return cross_entropy(model, batch)
+
+    batches = TINY["mlp"].batches(6)
+    batches[2][0][0, 0] = 1e7
+    options = {"turn": Pace(time, passes(1.0, 2.0), machines), "device": SimulatedDevice(time, machines)}
+    with pytest.raises(OverflowError, match="the third batch"):
+        with ap.Engine(model, optimizer, loss_fn, workers=ap.Coupled(2), **options) as engine:
+            list(engine.run(batches))
+
+
+def test_the_work_grows_linearly_in_the_events() -> None:
+    """Each of n workers trains on 4 batches of 2 layers: a pass lets time pass as often, however many there are."""
+    counts = {}
+    for workers in (4, 16, 64):
+        time, machines = VirtualTime(), [Machine() for _ in range(workers)]
+        model = TINY["mlp"].seeded_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        options = {"turn": Pace(time, passes(1.0, 2.0), machines), "device": SimulatedDevice(time, machines)}
+        with ap.Engine(model, optimizer, cross_entropy, workers=ap.Coupled(workers), **options) as engine:
+            assert len(list(engine.run(TINY["mlp"].batches(4 * workers)))) == 4 * workers
+        counts[workers] = time.events / (4 * workers)
+    assert len(set(counts.values())) == 1
+
+
+# ---- the command's side
+
+
+def session_of(method: str, tmp_path, **options):
+    given = {"epochs": 1, "train_samples": 288, "test_samples": 50, "costs": "a100-resnet18", **options}
+    config = SimulateConfig(task="digits", method=method, **given)
+    session = SimulatedSession(config)
+    with create_run(tmp_path, config) as run:
+        result = train(session, run, Quiet())
+    return session, result
+
+
+SIMULATED = [name for name in METHODS if METHODS[name].exchange != "parameters in step"]
+
+
+@pytest.mark.parametrize("method", SIMULATED)
+def test_every_method_is_simulated_and_twice_the_same(method: str, tmp_path) -> None:
+    runs = [session_of(method, tmp_path / name, delay="worker=0,factor=2") for name in ("a", "b")]
+    assert runs[0][1]["history"] == runs[1][1]["history"]
+    assert same_state(runs[0][0].model.state_dict(), runs[1][0].model.state_dict())
+    result = runs[0][1]
+    assert (result["time"], result["samples"], result["costs"]) == ("virtual", 288, "a100-resnet18")
+    assert math.isfinite(result["train_s"])
+    assert len((tmp_path / "a" / "steps.jsonl").read_text().splitlines()) == 9
+
+
+def test_seconds_of_the_methods_are_as_derived_by_hand(tmp_path) -> None:
+    """9 batches of 15.1 ms, alone or in 3 rounds of 3; in step, the first layer's transfer is waited for."""
+    alone = session_of("sgd", tmp_path / "sgd")[1]["train_s"]
+    assert alone == pytest.approx(9 * 0.0151)
+    layers, transfer = 3, 0.00045 * 4 / 3
+    in_step = session_of("ddp", tmp_path / "ddp")[1]
+    assert in_step["samples"] == 9 * 32
+    assert in_step["train_s"] == pytest.approx(3 * (0.0151 + transfer / layers))
+
+
+def test_the_ranks_of_ddp_stay_equal_to_the_bit(tmp_path) -> None:
+    session, _ = session_of("ddp", tmp_path / "ddp")
+    models = [member.trainer._model for member in session.trainer._members]
+    assert len(models) == 3
+    assert all(same_state(models[0].state_dict(), other.state_dict()) for other in models[1:])
+
+
+def test_gossip_conserves_weight_and_settles_equal(tmp_path) -> None:
+    session, _ = session_of("layup", tmp_path / "layup", devices=4)
+    group = session.trainer._group
+    assert group.merges > 0
+    assert [sum(layer) for layer in zip(*group.weights, strict=True)] == [4.0] * 3
+    models = [replica.model for replica in group.replicas]
+    assert all(same_state(models[0].state_dict(), other.state_dict()) for other in models[1:])
+
+
+def test_averaging_lets_updates_made_meanwhile_survive() -> None:
+    """θ += mean of the snaps - own snap: what was added after the snap is still there."""
+    time = VirtualTime()
+    costs = Costs("", "", {"forward_s": 1.0, "backward_s": 1.0, "update_s": 0.0, "transfer_s": 4.0}, {}).of(["weight"])
+    group = Averages(time, costs, 2, period=1, dense_batches=0)
+    models = [nn.Linear(1, 1, bias=False) for _ in range(2)]
+    for value, model, rank in zip((1.0, 3.0), models, (0, 1), strict=True):
+        nn.init.constant_(model.weight, value)
+        group.side(rank).open(Replica(model, (), CpuDevice(), pytest.fail))
+    for rank in (0, 1):
+        group.side(rank).finished()
+    time.sleep(1, NEVER)  # the round is under way until 4, as two ranks send everything once
+    with torch.no_grad():
+        models[0].weight += 10
+    time.sleep(4, NEVER)
+    assert [model.weight.item() for model in models] == [12.0, 2.0]
+    assert group.rounds == 1
+    group.settle()
+    assert [model.weight.item() for model in models] == [7.0, 7.0]
+    group.close()
+
+
+def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
+    rates = {}
+    for method in ("ddp", "layup"):
+        for speeds in ("1", "0.25,1,1"):
+            _, result = session_of(method, tmp_path / f"{method}{speeds}", speeds=speeds, train_samples=1280)
+            rates[method, speeds] = result["samples_per_s"]
+    assert rates["ddp", "0.25,1,1"] < 0.3 * rates["ddp", "1"]
+    assert rates["layup", "0.25,1,1"] > 0.6 * rates["layup", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "post-local-sgd"}, "method must be one that can be simulated"),
+        ({"method": "sgd", "ranks": 3}, "ranks must be 1 for method sgd"),
+        ({"method": "ddp", "ranks": 2}, "devices must be a multiple of ranks"),
+        ({"method": "sgd", "speeds": "fast"}, "speeds must be numbers"),
+        ({"method": "sgd", "speeds": "1,1,1,1"}, "speeds must be at most as many as the devices"),
+        ({"method": "sgd", "costs": "none"}, "costs must be a readable file, or one of a100-resnet18, a100-resnet50"),
+        ({"method": "sgd", "turn": "lockstep"}, "turn must be left out of a simulation"),
+        ({"method": "lapsgd", "forward_threads": 2}, "forward_threads must not be given"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SimulatedSession(SimulateConfig(task="digits", train_samples=320, **options))
+
+
+def test_results_say_that_time_is_virtual(tmp_path) -> None:
+    session_of("async-lu", tmp_path / "run", trace=True)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["time"] == "virtual"
+    trace = ap.Trace.load(tmp_path / "run" / "trace.jsonl")
+    assert {event.kind for event in trace.events} == {"forward", "backward", "read", "ready", "write"}
