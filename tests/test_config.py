@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"task": "digits", "lr": "nan"}, "lr must be a finite number"),
         ({"task": "digits", "momentum": 1.0}, r"momentum must be < 1 \(got 1.0\)"),
         ({"task": "digits", "device": "tpu"}, "device must be of the form"),
-        ({"task": "digits", "turn": "x"}, "turn must be 'free' or 'lockstep'"),
+        ({"task": "digits", "turn": "x"}, "turn must be 'free', 'lockstep' or 'ordered'"),
         ({"task": "digits", "epoch": 3}, "epoch is no option here: the options are epochs"),
     ],
 )

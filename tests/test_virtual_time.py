@@ -329,7 +329,7 @@ def test_averaging_lets_updates_made_meanwhile_survive() -> None:
     models = [nn.Linear(1, 1, bias=False) for _ in range(2)]
     for value, model, rank in zip((1.0, 3.0), models, (0, 1), strict=True):
         nn.init.constant_(model.weight, value)
-        group.side(rank).open(Replica(model, (), CpuDevice(), pytest.fail))
+        group.side(rank).open(Replica(model, torch.optim.SGD(model.parameters()), (), CpuDevice(), pytest.fail))
     for rank in (0, 1):
         group.side(rank).finished()
     time.sleep(1, NEVER)  # the round is under way until 4, as two ranks send everything once

@@ -84,7 +84,8 @@ class Async:
 
     def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
         """Train on what is asked for."""
-        from asyncprop import Engine, LayerGossip
+        from asyncprop import Engine
+        from asyncprop.exchange import LayerGossip
 
         if self.threads:
             set_threads(self.threads)

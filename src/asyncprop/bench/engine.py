@@ -85,6 +85,8 @@ SWEEP: dict[str, Kind] = {
 }
 PAIR_SLICES = 4
 """Measurements of each half of a pair in a round, in turn: what is small is told by many short ones."""
+LEAST_IN_SLICE = 8
+"""Batches of such a measurement at least."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def _measure(workload: Workload, rounds: int, seconds: float, sweep: bool) -> Se
         count = max(LEAST_BATCHES, round(seconds / fastest))
         for turn in range(rounds):
             for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
-                slices = PAIR_SLICES if len(entry.kinds) > 1 else 1
-                batches = max(LEAST_BATCHES, count // (entry.ranks * slices))
+                slices, least = (PAIR_SLICES, LEAST_IN_SLICE) if len(entry.kinds) > 1 else (1, LEAST_BATCHES)
+                batches = max(least, count // (entry.ranks * slices))
                 for _ in range(slices):
                     for which, name in enumerate(entry.kinds):
                         measured.setdefault(name, []).append(contestant.measure(batches, which))
