@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check browser gpu-check bench clean
+.PHONY: setup demo test check browser gpu-check bench docs ecosystem package-check clean
 
 setup: $(READY)  ## install everything into .venv
 
@@ -42,6 +42,28 @@ gpu-check:  ## on a machine with a GPU, in whatever environment is active: its t
 
 bench: $(READY)  ## throughput of every workload against what the machine can give
 	$(BIN)/asyncprop bench engine
+
+docs: $(READY)  ## the documentation site, into build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
+
+ecosystem: $(READY)  ## tests against other libraries of PyTorch's users, which it installs
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ecosystem]'
+	$(BIN)/pytest tests/test_ecosystem.py tests/test_docs.py
+
+PACKAGE := build/package
+
+package-check:  ## wheel and sdist, each installed into a fresh environment and run there, away from the sources
+	rm -rf $(PACKAGE) && $(PYTHON) -m venv $(PACKAGE)/tools && $(PACKAGE)/tools/bin/pip install --quiet build
+	$(PACKAGE)/tools/bin/python -m build --outdir $(PACKAGE)/dist . > /dev/null
+	for file in $(PACKAGE)/dist/*.whl $(PACKAGE)/dist/*.tar.gz; do \
+	  $(PYTHON) -m venv --clear $(PACKAGE)/fresh && \
+	  $(PACKAGE)/fresh/bin/pip install --quiet --constraint constraints.txt "$$file[tasks,report]" && \
+	  ( cd $(PACKAGE) && rm -rf run && fresh/bin/asyncprop --version && \
+	    fresh/bin/asyncprop train digits --epochs 2 --trace --quiet --out run && \
+	    fresh/bin/asyncprop report run --out run/report.html && fresh/bin/asyncprop trace run --quiet && \
+	    fresh/bin/asyncprop reproduce table10 --scale tiny --out run/exhibits ) || exit 1; \
+	done
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

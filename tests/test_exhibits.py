@@ -82,6 +82,8 @@ def test_at_full_scale_the_papers_data_take_the_papers_recipe() -> None:
     assert get_scale("full").options("images", is_real=True) == {}
     assert get_scale("full").options("throughput", is_real=True) == {}
     assert get_scale("full").options("throughput", is_real=False) != {}
+    assert get_scale("full").options("times", is_real=True)["epochs"] == 3  # a few are enough to time passes
+    assert get_scale("full").options("virtual", is_real=True) == {"costs": "a100-resnet18", "devices": 3}
     assert get_scale("small").options("throughput", is_real=True) == get_scale("small").images
 
 

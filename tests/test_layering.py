@@ -33,8 +33,8 @@ def imports_of(path: Path) -> set[str]:
         else:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("asyncprop.")}
-    engine_names = set(asyncprop.engine.__all__)
-    return {"engine" if name in engine_names else name for name in found} - {"__version__"}
+    homes = {name: home.split(".")[1] for name, home in asyncprop._HOME.items()}  # of names that asyncprop itself has
+    return {homes.get(name, name) for name in found} - {"__version__"}
 
 
 def modules_of(path: Path) -> set[str]:

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from asyncprop.cli import main
+from asyncprop.config import TrainConfig
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import train
+from asyncprop.progress import Quiet
 from asyncprop.report.figure1 import figure1
 from asyncprop.report.perfetto import chrome_trace
 from asyncprop.report.timeline import Timeline, load_timeline
 from asyncprop.report.tracks import draw, print_tracks
+from asyncprop.runs import create_run
 from asyncprop.trace import Event, Trace
 
 FIGURE_1 = Timeline(figure1())  # three layers, a backward pass takes twice as long as a forward pass
@@ -59,6 +64,24 @@ def test_a_locked_or_late_write_does_not_count_as_gradient_time() -> None:
                      ("write", 0, 8.0, 9.0)]  # fmt: skip
     assert Timeline(trace).staleness == []  # its forward pass is not in the trace
     assert Timeline(trace).arrows == []
+
+
+def test_a_measured_trace_is_cut_and_drawn_as_a_predicted_one_is(tmp_path: Path) -> None:
+    config = TrainConfig(task="digits", epochs=1, train_samples=320, test_samples=50, trace=True)
+    with create_run(tmp_path / "run", config) as run:
+        train(Session(config), run, Quiet())
+    timeline = load_timeline(tmp_path / "run")
+    layers = len(timeline.trace.layers)
+    assert len(timeline.passes) == 2 * 10  # batches of 32
+    assert len(timeline.arrows) == 10
+    assert all(arrow.start_s <= arrow.end_s for arrow in timeline.arrows)
+    kinds = [span.kind for span in timeline.spans]
+    assert [kinds.count(kind) for kind in ("forward", "write")] == [10 * layers] * 2
+    assert len(timeline.staleness) == 10 * layers
+    assert min(age for _, age in timeline.staleness) == 0
+    assert timeline.in_flight[-1][2] == 0
+    ET.fromstring(draw(timeline, timeline.window(), name="n", title="t"))
+    json.dumps(chrome_trace(timeline))
 
 
 def test_the_window_is_in_the_middle() -> None:

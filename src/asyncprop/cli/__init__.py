@@ -38,6 +38,8 @@ app.command(data.methods)
 app.command(data.app)
 app.command(bench.app)
 
+app.register_install_completion_command(help="Let your shell complete commands and options.")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 failed, 2 bad input, 128 + n ended by signal n."""
