@@ -108,7 +108,7 @@ def test_advice_is_the_least_stale_of_the_fast() -> None:
     assert _best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet"])
+@pytest.mark.parametrize("name", ["mlp", "lstm"])
 def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     tiny = TINY[name]
     model = tiny.seeded_model()
@@ -116,7 +116,7 @@ def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     found = plan(model, cross_entropy, tiny.batches(2), optimizer, passes=6, cores=2)
     assert same_state(before, model.state_dict())
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(random, torch.get_rng_state())  # the stand-in's weights are drawn aside, too
     assert not optimizer.state
     assert all(getattr(found.costs, kind)[0] > 0 for kind in KINDS[:3])
     assert {type(choice.workers) for choice in found.choices} == {type(None), Decoupled, Coupled}

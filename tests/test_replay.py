@@ -227,6 +227,7 @@ def test_only_finished_ordered_runs_are_trained_again(run_folder, tmp_path) -> N
     (tmp_path / "part" / "result.json").unlink()
     with pytest.raises(ValueError, match="path must be a finished run"):
         read_recorded(tmp_path / "part")
-    create_run(tmp_path / "free", TrainConfig(task="digits"))
+    with create_run(tmp_path / "free", TrainConfig(task="digits")):
+        pass
     with pytest.raises(ValueError, match=r"path must be a run with --turn ordered \(that of .* is free\)"):
         read_recorded(tmp_path / "free")

@@ -112,6 +112,36 @@ def virtual(
 
 
 @app.command
+def trace(
+    *,
+    workloads: str | None = None,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 6,
+    batches: Annotated[int, Parameter(validator=Number(gte=4))] = 60,
+    json: JsonFile = None,
+) -> None:
+    """Measure what --trace and --turn ordered cost, against free running.
+
+    Args:
+        workloads: Names, separated by commas. Default: three.
+        rounds: How often everything is measured, in turn; medians are taken.
+        batches: Of one measurement.
+        json: File to write the figures to.
+    """
+    from asyncprop.bench.trace import bench_trace
+    from asyncprop.runs import write_json
+
+    check_writable(json)
+    figures = bench_trace(workloads, rounds, batches, sys.stderr)
+    for row in figures["rows"]:
+        print(
+            f"{row['name']}: free {1e3 * row['free_s']:.2f} ms per batch, traced × {row['traced_ratio']:.3f}, "
+            f"ordered × {row['ordered_ratio']:.3f}"
+        )
+    if json:
+        write_json(json, figures)
+
+
+@app.command
 def memory(*, json: JsonFile = None) -> None:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 

@@ -34,7 +34,8 @@ def predict(
 ) -> Prediction:
     """Return throughput and staleness of these workers, put on the machines one after the other."""
     layers = len(costs.forward_s)
-    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
     named = {str(layer): {kind: getattr(costs, kind)[layer] for kind in KINDS} for layer in range(layers)}
     time = VirtualTime()
     with (
