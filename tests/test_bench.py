@@ -11,8 +11,11 @@ from asyncprop.bench import exchange, gpu, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import entries, figures
 from asyncprop.bench.memory import AllForwardFirst
+from asyncprop.bench.trace import bench_trace
+from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
 from asyncprop.report.tables import print_bench, print_exchange, print_gpu, print_memory, print_partition
+from asyncprop.simulate.advice import print_virtual
 
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
 MEASURED = {
@@ -114,3 +117,21 @@ def test_memory_figures_are_printed() -> None:
     stream = io.StringIO()
     print_memory({"rows": [row]}, stream)
     assert "0.980" in stream.getvalue()
+
+
+def test_predictions_stand_beside_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORKLOADS, "small", SMALL)
+    made = bench_virtual("small", rounds=1, batches=4, messages=io.StringIO())["rows"]
+    assert [(row["forward"], row["backward"], row["lanes"]) for row in made] == [(2, 2, 2), (1, 2, 3)]
+    for row in made:
+        assert row["ratio"] == row["predicted_s"] / row["measured_s"] > 0
+    stream = io.StringIO()
+    print_virtual({"rows": made}, stream)
+    assert "small" in stream.getvalue()
+
+
+def test_tracing_is_measured_against_free_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORKLOADS, "small", SMALL)
+    (row,) = bench_trace("small", rounds=2, batches=4, messages=io.StringIO())["rows"]
+    assert row["free_ratio"] == 1.0
+    assert min(row["traced_ratio"], row["ordered_ratio"]) > 0

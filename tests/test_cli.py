@@ -28,11 +28,19 @@ def test_what_all_ranks_refuse_is_said_once() -> None:
 WRONG = [
     (["train", "digits", "--epochs", "0"], r"--epochs must be >= 1 \(got 0\)"),
     (["train", "digits", "--lr", "fast"], "--lr must be a valid number"),
-    (["train", "digits", "--turn", "left"], "--turn must be 'free', "),
+    (["train", "digits", "--turn", "left"], "--turn must be 'free', 'lockstep' or 'ordered'"),
     (["train", "digits", "--device", "tpu"], "--device must be of the form"),
     (["train", "digits", "--colour", "red"], "Unknown option: --colour"),
     (["train", "digits", "--lr"], "requires an argument"),
     (["train"], "task must be given"),
+    (["train", "digits", "--method", "sgd", "--turn", "ordered"], "turn must not be ordered for method sgd"),
+    (["replay", "nowhere"], r"path must be the folder of a run \(nowhere"),
+    (["simulate"], "task must be given"),
+    (["simulate", "digits", "--devices", "0"], r"--devices must be >= 1 \(got 0\)"),
+    (["simulate", "digits", "--costs", "b200"], r"costs must be a readable file, or one of .* \(got b200\)"),
+    (["simulate", "digits", "--speeds", "0"], r"speeds must be > 0 \(got 0.0\)"),
+    (["plan", "mnist"], "task must be one of digits"),
+    (["plan", "digits", "--passes", "1"], r"--passes.*[Mm]ust be >= 4"),
     (["train", "mnist"], "task must be one of digits"),
     (["train", "digits", "--method", "adam"], "method must be one of sgd"),
     (["train", "digits", "--method", "sgd", "--workers", "2"], "workers must not be given for method sgd"),
@@ -125,3 +133,25 @@ def test_help_does_not_import_pytorch() -> None:
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_an_ordered_run_is_replayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, again = str(tmp_path / "first"), str(tmp_path / "again")
+    options = ["--epochs", "1", "--train-samples", "256", "--turn", "ordered", "--quiet"]
+    code, _, _ = call(capsys, "train", "digits", *options, "--out", first)
+    assert code == 0
+    code, out, _ = call(capsys, "replay", first, "--out", again, "--quiet")
+    assert code == 0
+    assert out.endswith(f"equal to the bit: losses of all batches, and the model ({again}, {first})\n")
+
+
+def test_a_simulation_and_a_plan_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    costs = str(tmp_path / "costs.toml")
+    code, out, _ = call(capsys, "plan", "digits", "--width", "8", "--passes", "4", "--costs", costs)
+    assert code == 0
+    assert "Advice: " in out
+    assert "2 coupled workers" in out or "1 coupled worker" in out
+    options = ["--width", "8", "--epochs", "1", "--train-samples", "256", "--devices", "2", "--costs", costs]
+    code, out, _ = call(capsys, "simulate", "digits", *options, "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert out.startswith("best accuracy ")

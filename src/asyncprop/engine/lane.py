@@ -8,6 +8,7 @@ make autograd refuse a backward pass whose weights have moved on.
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from asyncprop.devices import Device, tensors_in
 from asyncprop.engine.checks import compiled_parts
 from asyncprop.engine.layers import Layer
-from asyncprop.engine.turn import NOTHING, Turn
+from asyncprop.engine.turn import NOTHING, Moment, Turn
 from asyncprop.engine.versions import Versions
 from asyncprop.recorder import Recorder
 
@@ -79,11 +80,12 @@ class Lane:
         known = {name for layer in self.layers for name in layer.modules}
 
         def note(module: nn.Module, args: Any) -> None:
-            with turn.at(self._batch, "read again", -1):
+            with self._at("read again", -1):
                 self._record_read(-1, "again")
 
         def left(module: nn.Module, args: Any, output: Any) -> None:
-            turn.left(self._batch, -1)
+            if self._batch >= 0:
+                turn.left(self._batch, -1)
 
         for name, module in self.module.named_modules():
             if name not in known and module not in compiled and next(module.buffers(recurse=False), None) is not None:
@@ -133,11 +135,11 @@ class Lane:
         def note(module: nn.Module, args: Any) -> None:
             if not self._unread[layer]:
                 if turn and turn.watches_all:
-                    with turn.at(self._batch, "read again", layer):
+                    with self._at("read again", layer):
                         self._record_read(layer, "again")
                 return
             self._unread[layer] = 0
-            with turn.at(self._batch, "read", layer) if turn else NOTHING:
+            with self._at("read", layer):
                 self._record_read(layer)
                 self.read[layer] = self._versions.of(layer)
                 if self.values_read:
@@ -150,10 +152,12 @@ class Lane:
         """Return a hook that tells the turn when a module has returned, and when the backward pass comes to it."""
 
         def read_back(gradients: Any) -> None:
-            with turn.at(self._batch, "read back", layer):
+            with self._at("read back", layer):
                 self._record_read(layer, "back")
 
         def left(module: nn.Module, args: Any, output: Any) -> None:
+            if self._batch < 0:
+                return
             turn.left(self._batch, layer)
             for node in {tensor.grad_fn for tensor in tensors_in(output)}:
                 if node is not None:
@@ -161,8 +165,12 @@ class Lane:
 
         return left
 
+    def _at(self, moment: Moment, layer: int) -> AbstractContextManager[None]:
+        """Ask the turn, unless the pass is one that only warms a compiled part up."""
+        return self._turn.at(self._batch, moment, layer) if self._turn and self._batch >= 0 else NOTHING
+
     def _record_read(self, layer: int, detail: str = "") -> None:
-        if self._recorder:
+        if self._recorder and self._batch >= 0:
             now = self._recorder.now()
             self._recorder.add("read", now, now, self.index, self._batch, layer, detail)
 

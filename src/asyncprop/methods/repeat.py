@@ -20,6 +20,8 @@ def read_recorded(path: Path) -> tuple[TrainConfig, Trace]:
     Raises:
         ValueError: if it was not recorded with `turn="ordered"` from its beginning to its end.
     """
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"path must be the folder of a run ({path} has no config.toml)")
     config = read_config(path)
     if config.turn != "ordered":
         raise ValueError(f"path must be a run with --turn ordered (that of {path} is {config.turn}): train one")
