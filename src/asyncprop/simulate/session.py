@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,7 @@ class SimulatedSession(Session):
         if config.turn != "free":
             raise ValueError(f"turn must be left out of a simulation, which is ordered anyway (got {config.turn})")
         self.simulated = config
+        self._begun_s = perf_counter()
         self.clock = self._time = VirtualTime()
         self._costs = read_costs(config.costs)
         self._machines = _machines(config)
@@ -52,15 +54,15 @@ class SimulatedSession(Session):
         """Do nothing: what takes time the first time takes no virtual time."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what was simulated, and how often time passed for a thread."""
-        config = self.simulated
-        devices = {"devices": config.devices, "speeds": [machine.speed for machine in self._machines]}
+        """Return what was simulated, how often time passed for a thread, and how long that took in real time."""
         return {
             "time": "virtual",
             "costs": self._costs.name,
-            **devices,
+            "devices": self.simulated.devices,
+            "speeds": [machine.speed for machine in self._machines],
             "replicas": self._ranks,
             "events": self._time.events,
+            "real_s": perf_counter() - self._begun_s,
         }
 
     def _open_trainer(
