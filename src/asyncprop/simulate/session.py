@@ -78,24 +78,29 @@ class SimulatedSession(Session):
         layers = find_layers(model, trainable(model, optimizer))
         costs = self._costs.of([layer.name for layer in layers])
         self._ranks = ranks = _ranks(self.simulated, row)
-        crew = _Crew(self, row, layers, costs, ranks)
+        trainers = _Trainers(self, row, layers, costs, ranks)
         if ranks == 1:
-            return crew.trainer(0, model, optimizer, self._machines, trace)
+            return trainers.trainer(0, model, optimizer, self._machines, trace)
         per_rank = len(self._machines) // ranks
         members = []
         for rank in range(ranks):
             own = model if rank == 0 else copy.deepcopy(model)
             steps = optimizer if rank == 0 else self._optimizer_of(own)
             machines = self._machines[rank * per_rank : (rank + 1) * per_rank]
-            members.append(Member(crew.trainer(rank, own, steps, machines, trace and trace.of_rank(rank)), steps))
-        return Fleet(self._time, members, crew.group, in_step=row.workers is None)
+            members.append(
+                Member(
+                    trainers.trainer(rank, own, steps, machines, trace.of_rank(rank) if trace and rank else trace),
+                    steps,
+                )
+            )
+        return Fleet(self._time, members, trainers.group, in_step=row.workers is None)
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
         config = self.config
         return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-class _Crew:
+class _Trainers:
     """Makes the trainers of all ranks of one method."""
 
     def __init__(
