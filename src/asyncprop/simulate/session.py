@@ -87,12 +87,8 @@ class SimulatedSession(Session):
             own = model if rank == 0 else copy.deepcopy(model)
             steps = optimizer if rank == 0 else self._optimizer_of(own)
             machines = self._machines[rank * per_rank : (rank + 1) * per_rank]
-            members.append(
-                Member(
-                    trainers.trainer(rank, own, steps, machines, trace.of_rank(rank) if trace and rank else trace),
-                    steps,
-                )
-            )
+            notes = trace.of_rank(rank) if trace and rank else trace
+            members.append(Member(trainers.trainer(rank, own, steps, machines, notes), steps))
         return Fleet(self._time, members, trainers.group, in_step=row.workers is None)
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
