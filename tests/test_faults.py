@@ -90,20 +90,28 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train.read_until(lambda line: "rank 0 was ended by SIGKILL: the others go on" in line)
         train.read_until(lambda line: "rank 1: rank 0 was not heard of for 1 s: going on without it" in line)
         train.read_epochs(2)  # of another rank, which now is the first
-        _read_until_trained_by(train, out, 3)
+        read_until_trained_by(train, out, 3)
         frozen = train.pid_of(2)
         os.kill(frozen, signal.SIGSTOP)
         train.read_until(lambda line: "rank 1: rank 2 was not heard of" in line)
         train.read_epochs(2)
-        before = len(rows(out))
         os.kill(frozen, signal.SIGCONT)
-        _read_until_trained_by(train, out, 2, since=before)
+        read_until_trained_by(train, out, 2)
         assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
     return out
 
 
-def _read_until_trained_by(train: Command, out: Path, rank: int, since: int = 0) -> None:
-    train.read_until(lambda line: line.startswith("epoch ") and any(row["rank"] == rank for row in rows(out)[since:]))
+def read_until_trained_by(train: Command, out: Path, rank: int) -> None:
+    """Read until a rank has trained on a batch from now on."""
+    steps = out / "steps.jsonl"
+    start = steps.stat().st_size
+
+    def has_trained() -> bool:
+        with steps.open() as file:
+            file.seek(start)
+            return f'"rank": {rank},' in file.read()
+
+    train.read_until(lambda line: line.startswith("epoch ") and has_trained())
 
 
 def test_the_others_go_on_and_so_does_the_run_s_folder(out: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore, PrefixStore
 
+from asyncprop.exchange import World, world
 from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
 from asyncprop.exchange.members import START_TIMEOUT_S, LeftOut, Members
 from gossip_world import at_once
@@ -170,6 +171,12 @@ def test_joining_nobody() -> None:
     net.look(1)
     with pytest.raises(LeftOut, match="no other rank is training"):
         net.members[1].ask()
+
+
+def test_joining_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "JOIN_TIMEOUT_S", 0.1)
+    with pytest.raises(ValueError, match=r"join must be where ranks train \(nobody answers at 127.0.0.1:1\)"):
+        World(joins="127.0.0.1:1").__enter__()
 
 
 def test_old_meetings_are_forgotten() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from test_faults import Command, rows
+from test_faults import Command, read_until_trained_by, rows
 
 pytestmark = pytest.mark.network
 RATE = "20mbit"
@@ -77,9 +77,8 @@ def test_an_interrupted_link_heals(tmp_path: Path, hosts: list[tuple[str, str, s
         ip("-n", first[0], "link", "set", first[1], "down")
         a.read_until(lambda line: "rank 0: rank 1 was not heard of for 3 s: going on without it" in line)
         a.read_epochs(2)
-        before = len(rows(out))
         ip("-n", first[0], "link", "set", first[1], "up")
-        a.read_until(lambda line: line.startswith("epoch ") and any(row["rank"] == 1 for row in rows(out)[before:]))
+        read_until_trained_by(a, out, 1)
         for process in (b, a):
             process.process.send_signal(signal.SIGTERM)
         assert a.process.wait() == b.process.wait() == 128 + signal.SIGTERM

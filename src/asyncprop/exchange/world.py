@@ -13,6 +13,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from asyncprop.exchange.members import START_TIMEOUT_S, Members
 
+JOIN_TIMEOUT_S = 10.0
+"""How long a rank that joins looks for the store."""
+
 
 class World:
     """All ranks, and which of them this process is.
@@ -81,9 +84,15 @@ class World:
             self._joins.rsplit(":", 1) if self._joins else (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
         )
         held_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or self._joins is not None
-        store = TCPStore(
-            host, int(port), is_master=self.rank == 0 and not held_elsewhere, timeout=timedelta(seconds=START_TIMEOUT_S)
-        )
+        patience_s = JOIN_TIMEOUT_S if self._joins else START_TIMEOUT_S
+        is_master = self.rank == 0 and not held_elsewhere
+        try:
+            store = TCPStore(host, int(port), is_master=is_master, timeout=timedelta(seconds=patience_s))
+        except RuntimeError as error:
+            if not self._joins:
+                raise
+            raise ValueError(f"join must be where ranks train (nobody answers at {self._joins})") from error
+        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
         self._store = PrefixStore("asyncprop/counters", store)
         self.address = f"{host}:{port}"
         rank = None if self._joins else self.rank
