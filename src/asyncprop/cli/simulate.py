@@ -85,7 +85,7 @@ def bench_virtual(
         json: File to write the figures to.
     """
     from asyncprop.bench.virtual import bench_virtual as bench
-    from asyncprop.cli import _check_writable as check_writable
+    from asyncprop.cli.common import check_writable
     from asyncprop.runs import write_json
     from asyncprop.simulate.advice import print_virtual
 
@@ -112,7 +112,7 @@ def bench_trace(
         json: File to write the figures to.
     """
     from asyncprop.bench.trace import bench_trace as bench
-    from asyncprop.cli import _check_writable as check_writable
+    from asyncprop.cli.common import check_writable
     from asyncprop.runs import write_json
 
     check_writable(json)
