@@ -59,3 +59,12 @@ def test_a_put_waits_for_room() -> None:
     thread.start()
     assert [channel.get(), channel.get()] == [0, 1]
     thread.join(timeout=30)
+
+
+def test_an_item_is_put_in_the_place_of_another() -> None:
+    channel: Channel[int] = Channel(3)
+    for item in (1, 2, 3):
+        channel.put(item)
+    assert channel.get() == 1
+    channel.swap(1, 3)
+    assert [channel.get(), channel.get()] == [2, 1]

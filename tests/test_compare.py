@@ -153,3 +153,12 @@ def test_a_target_that_nobody_reached() -> None:
     assert stream.getvalue().count("not reached (0 of 2)") == 4
     assert "| a | 0.8500 ± 0.0707 |" in comparison_markdown(made)
     json.dumps(made)
+
+
+def test_a_comparison_in_virtual_time_is_the_same_each_time(tmp_path: Path) -> None:
+    config = CompareConfig(methods="sgd,ddp", seeds=1, costs="a100-resnet50", devices=2, **SMALL)
+    rows = [compare(config, tmp_path / name, io.StringIO())["rows"] for name in ("a", "b")]
+    assert [row["train_s_mean"] for row in rows[0]] == [row["train_s_mean"] for row in rows[1]]
+    assert rows[0][0]["train_s_mean"] == pytest.approx(20 * 0.0465)
+    again = compare(config, tmp_path / "a", io.StringIO())["rows"]
+    assert again == rows[0]

@@ -371,8 +371,11 @@ def test_what_cannot_be_simulated_is_refused(options, message: str) -> None:
         SimulatedSession(SimulateConfig(task="digits", train_samples=320, **options))
 
 
-def test_results_say_that_time_is_virtual(tmp_path) -> None:
-    session_of("async-lu", tmp_path / "run", trace=True)
+@pytest.mark.parametrize(("method", "ranks"), [("async-lu", {0}), ("layup", {0, 1, 2})])
+def test_results_say_that_time_is_virtual(method: str, ranks: set[int], tmp_path) -> None:
+    session_of(method, tmp_path / "run", trace=True)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["time"] == "virtual"
     trace = ap.Trace.load(tmp_path / "run" / "trace.jsonl")
     assert {event.kind for event in trace.events} == {"forward", "backward", "read", "ready", "write"}
+    assert {event.rank for event in trace.events} == ranks
+    assert len(trace.layers) == 3

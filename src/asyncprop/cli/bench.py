@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -13,13 +14,41 @@ from asyncprop.cli.common import FAILED, JsonFile, check_writable, complain
 
 app = App(name="bench", help="Measure this machine: figures are ratios within one run, interleaved, medians.")
 
+Figures = dict[str, Any]
+AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+Batches = Annotated[int, Parameter(validator=Number(gte=4))]
+
+
+def _bench(
+    measure: Callable[[], Figures],
+    show: Callable[[Figures, TextIO], None],
+    json: Path | None,
+    markdown: Path | None = None,
+    as_markdown: Callable[[Figures], str] | None = None,
+) -> int:
+    """Measure, print, and write to the files that are given; return the exit code."""
+    from asyncprop.runs import write_json
+
+    check_writable(json, markdown)
+    try:
+        figures = measure()
+    except RuntimeError as error:  # of one of its processes
+        return complain(str(error), FAILED)
+    show(figures, sys.stdout)
+    if json:
+        write_json(json, figures)
+    if markdown and as_markdown:
+        markdown.write_text(as_markdown(figures), encoding="utf-8")
+    return 0
+
 
 @app.command
 def engine(
     *,
     workloads: str | None = None,
-    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 9,
-    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    rounds: AtLeastOne = 9,
+    seconds: Seconds = 2.0,
     sweep: bool = False,
     json: JsonFile = None,
     markdown: Path | None = None,
@@ -36,19 +65,11 @@ def engine(
     """
     from asyncprop.bench.engine import bench_engine
     from asyncprop.report.tables import engine_markdown, print_bench
-    from asyncprop.runs import write_json
 
-    check_writable(json, markdown)
-    try:
-        figures = bench_engine(workloads, rounds=rounds, seconds=seconds, sweep=sweep, messages=sys.stderr)
-    except RuntimeError as error:  # of one of its processes
-        return complain(str(error), FAILED)
-    print_bench(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
-    if markdown:
-        markdown.write_text(engine_markdown(figures), encoding="utf-8")
-    return 0
+    def measure() -> Figures:
+        return bench_engine(workloads, rounds=rounds, seconds=seconds, sweep=sweep, messages=sys.stderr)
+
+    return _bench(measure, print_bench, json, markdown, engine_markdown)
 
 
 @app.command
@@ -56,8 +77,8 @@ def exchange(
     *,
     workloads: str | None = None,
     ranks: Annotated[int, Parameter(validator=Number(gte=2))] = 2,
-    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 9,
-    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    rounds: AtLeastOne = 9,
+    seconds: Seconds = 2.0,
     json: JsonFile = None,
 ) -> int:
     """Measure what gossip costs a step of several ranks, by the size of its messages.
@@ -71,27 +92,21 @@ def exchange(
     """
     from asyncprop.bench.exchange import bench_exchange
     from asyncprop.report.tables import print_exchange
-    from asyncprop.runs import write_json
 
-    check_writable(json)
-    try:
-        figures = bench_exchange(workloads, ranks=ranks, rounds=rounds, seconds=seconds, messages=sys.stderr)
-    except RuntimeError as error:  # of one of its processes
-        return complain(str(error), FAILED)
-    print_exchange(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
-    return 0
+    def measure() -> Figures:
+        return bench_exchange(workloads, ranks=ranks, rounds=rounds, seconds=seconds, messages=sys.stderr)
+
+    return _bench(measure, print_exchange, json)
 
 
 @app.command
 def virtual(
     *,
     workloads: str | None = None,
-    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 3,
-    batches: Annotated[int, Parameter(validator=Number(gte=4))] = 60,
+    rounds: AtLeastOne = 3,
+    batches: Batches = 60,
     json: JsonFile = None,
-) -> None:
+) -> int:
     """Measure throughput and staleness of Async LU beside what virtual time predicts of them.
 
     Args:
@@ -101,24 +116,19 @@ def virtual(
         json: File to write the figures to.
     """
     from asyncprop.bench.virtual import bench_virtual
-    from asyncprop.runs import write_json
     from asyncprop.simulate.advice import print_virtual
 
-    check_writable(json)
-    figures = bench_virtual(workloads, rounds, batches, sys.stderr)
-    print_virtual(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
+    return _bench(lambda: bench_virtual(workloads, rounds, batches, sys.stderr), print_virtual, json)
 
 
 @app.command
 def trace(
     *,
     workloads: str | None = None,
-    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 6,
-    batches: Annotated[int, Parameter(validator=Number(gte=4))] = 60,
+    rounds: AtLeastOne = 6,
+    batches: Batches = 60,
     json: JsonFile = None,
-) -> None:
+) -> int:
     """Measure what --trace and --turn ordered cost, against free running.
 
     Args:
@@ -128,21 +138,13 @@ def trace(
         json: File to write the figures to.
     """
     from asyncprop.bench.trace import bench_trace
-    from asyncprop.runs import write_json
+    from asyncprop.report.tables import print_trace
 
-    check_writable(json)
-    figures = bench_trace(workloads, rounds, batches, sys.stderr)
-    for row in figures["rows"]:
-        print(
-            f"{row['name']}: free {1e3 * row['free_s']:.2f} ms per batch, traced × {row['traced_ratio']:.3f}, "
-            f"ordered × {row['ordered_ratio']:.3f}"
-        )
-    if json:
-        write_json(json, figures)
+    return _bench(lambda: bench_trace(workloads, rounds, batches, sys.stderr), print_trace, json)
 
 
 @app.command
-def memory(*, json: JsonFile = None) -> None:
+def memory(*, json: JsonFile = None) -> int:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 
     Args:
@@ -150,17 +152,12 @@ def memory(*, json: JsonFile = None) -> None:
     """
     from asyncprop.bench.memory import bench_memory
     from asyncprop.report.tables import print_memory
-    from asyncprop.runs import write_json
 
-    check_writable(json)
-    figures = bench_memory(sys.stderr)
-    print_memory(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
+    return _bench(lambda: bench_memory(sys.stderr), print_memory, json)
 
 
 @app.command
-def partition(*, workloads: str | None = None, json: JsonFile = None) -> None:
+def partition(*, workloads: str | None = None, json: JsonFile = None) -> int:
     """Measure what partial backward passes save: each block's, against a whole one.
 
     Args:
@@ -169,17 +166,12 @@ def partition(*, workloads: str | None = None, json: JsonFile = None) -> None:
     """
     from asyncprop.bench.partition import bench_partition
     from asyncprop.report.tables import print_partition
-    from asyncprop.runs import write_json
 
-    check_writable(json)
-    figures = bench_partition(workloads, sys.stderr)
-    print_partition(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
+    return _bench(lambda: bench_partition(workloads, sys.stderr), print_partition, json)
 
 
 @app.command
-def gpu(*, json: JsonFile = None) -> None:
+def gpu(*, json: JsonFile = None) -> int:
     """Measure Async LU against SGD on this machine's GPU.
 
     Args:
@@ -187,10 +179,5 @@ def gpu(*, json: JsonFile = None) -> None:
     """
     from asyncprop.bench.gpu import bench_gpu
     from asyncprop.report.tables import print_gpu
-    from asyncprop.runs import write_json
 
-    check_writable(json)
-    figures = bench_gpu(sys.stderr)
-    print_gpu(figures, sys.stdout)
-    if json:
-        write_json(json, figures)
+    return _bench(lambda: bench_gpu(sys.stderr), print_gpu, json)

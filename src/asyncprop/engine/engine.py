@@ -75,7 +75,7 @@ class Engine:
         delays: who is slowed, to learn what a slow machine or link would do; nobody by default.
         turn: `"free"` lets every thread go on as it can. `"lockstep"` trains one batch at a time on the caller's own
             thread, takes the next only when the caller asks for the next Step, and equals the plain PyTorch loop bit
-            for bit. A `Turn` object decides the order of reads and writes: `Ordered`, `Replay`, `VirtualTime`.
+            for bit. A `Turn` object decides the order of reads and writes: `Ordered`, `Replay`, `Pace` (virtual time).
         on_nonfinite: `"raise"` ends training at a loss that is not finite; `"skip"` drops that batch, which its Step
             tells. On CUDA `"skip"` makes each backward pass wait for its loss.
         trace: notes what each thread does, layer by layer; None for nothing.

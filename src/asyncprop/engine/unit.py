@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from asyncprop.engine.layers import Layer
 from asyncprop.engine.optimizer import OptimizerView, States
 from asyncprop.engine.turn import Given
 from asyncprop.engine.update import Update
+
+PLAIN = (float, int, bool, tuple)
+"""Types of hyper-parameters that a trace can hold; a tuple has numbers in it (such as Adam's betas)."""
 
 
 class Unit:
@@ -32,7 +36,7 @@ class Unit:
         self.lock = threading.Lock()
         self.stateless = {name for layer in layers for name in layer.parameters}
         self.mean_squares = mean_squares
-        self._noted = ""
+        self._noted: list[dict[str, Any]] = []
 
     def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
         """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
@@ -48,16 +52,16 @@ class Unit:
         return self.mean_squares[name]
 
     def note_if_new(self, given: Given) -> str:
-        """Return the hyper-parameters of a step as text, or nothing if they are those of the step before."""
-        note = json.dumps([{k: v for k, v in group.items() if _is_plain(v)} for group in given])
-        if note == self._noted:
+        """Return the hyper-parameters of a step as text, or nothing if they are those of the step before.
+
+        Guarantees: with turn=Ordered(), which lets one pass in at a time, the notes are whole. The race otherwise: two
+        passes may note a change twice, or in the other order, in a trace that cannot be replayed anyway.
+        """
+        plain = [{k: v for k, v in group.items() if type(v) in PLAIN} for group in given]
+        if plain == self._noted:
             return ""
-        self._noted = note
-        return note
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+        self._noted = plain
+        return json.dumps(plain)
 
 
 def units_of(

@@ -198,3 +198,13 @@ def print_gpu(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench gpu`."""
     print(figures["device"], file=stream)
     print_table(stream, list(GPU), cells(GPU, figures["rows"]), numbers_from=2)
+
+
+def print_trace(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print the figures of `bench trace`."""
+    for row in figures["rows"]:
+        print(
+            f"{row['name']}: free {1e3 * row['free_s']:.2f} ms per batch, traced × {row['traced_ratio']:.3f}, "
+            f"ordered × {row['ordered_ratio']:.3f}",
+            file=stream,
+        )

@@ -39,7 +39,7 @@ def plan_task(
 
 def print_plan(found: Plan, stream: TextIO) -> None:
     """Print what was measured, the choices, and the advice."""
-    console = Console(file=stream, highlight=False)
+    console = _console(stream)
     cores = available_cores()
     for what, costs in (("one pass alone", found.alone), (f"{cores} passes at once", found.costs)):
         whole = sum(costs.forward_s) + sum(costs.backward_s) + sum(costs.update_s)
@@ -64,6 +64,10 @@ def print_plan(found: Plan, stream: TextIO) -> None:
     whole = sum(found.costs.forward_s) * (1 + found.costs.backward_forward_ratio)
     console.print(f"No choice, and no DDP, can do better than all cores busy: {1e3 * whole / cores:.2f} ms per batch.")
     console.print(f"Advice: {_say(found.advice)}.{_why(found)}")
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
 
 
 def _say(choice: Choice) -> str:
@@ -99,4 +103,4 @@ def print_virtual(figures: dict[str, Any], stream: TextIO) -> None:
             f"{row['measured_staleness']:.3f}",
             "-" if ratio is None else f"{ratio:.3f}",
         )
-    Console(file=stream, highlight=False).print(table)
+    _console(stream).print(table)

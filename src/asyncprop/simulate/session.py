@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,7 @@ class SimulatedSession(Session):
         if config.turn != "free":
             raise ValueError(f"turn must be left out of a simulation, which is ordered anyway (got {config.turn})")
         self.simulated = config
+        self._begun_s = perf_counter()
         self.clock = self._time = VirtualTime()
         self._costs = read_costs(config.costs)
         self._machines = _machines(config)
@@ -52,15 +54,15 @@ class SimulatedSession(Session):
         """Do nothing: what takes time the first time takes no virtual time."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what was simulated, and how often time passed for a thread."""
-        config = self.simulated
-        devices = {"devices": config.devices, "speeds": [machine.speed for machine in self._machines]}
+        """Return what was simulated, how often time passed for a thread, and how long that took in real time."""
         return {
             "time": "virtual",
             "costs": self._costs.name,
-            **devices,
+            "devices": self.simulated.devices,
+            "speeds": [machine.speed for machine in self._machines],
             "replicas": self._ranks,
             "events": self._time.events,
+            "real_s": perf_counter() - self._begun_s,
         }
 
     def _open_trainer(
@@ -76,24 +78,25 @@ class SimulatedSession(Session):
         layers = find_layers(model, trainable(model, optimizer))
         costs = self._costs.of([layer.name for layer in layers])
         self._ranks = ranks = _ranks(self.simulated, row)
-        crew = _Crew(self, row, layers, costs, ranks)
+        trainers = _Trainers(self, row, layers, costs, ranks)
         if ranks == 1:
-            return crew.trainer(0, model, optimizer, self._machines, trace)
+            return trainers.trainer(0, model, optimizer, self._machines, trace)
         per_rank = len(self._machines) // ranks
         members = []
         for rank in range(ranks):
             own = model if rank == 0 else copy.deepcopy(model)
             steps = optimizer if rank == 0 else self._optimizer_of(own)
             machines = self._machines[rank * per_rank : (rank + 1) * per_rank]
-            members.append(Member(crew.trainer(rank, own, steps, machines, trace and trace.of_rank(rank)), steps))
-        return Fleet(self._time, members, crew.group, in_step=row.workers is None)
+            notes = trace.of_rank(rank) if trace and rank else trace
+            members.append(Member(trainers.trainer(rank, own, steps, machines, notes), steps))
+        return Fleet(self._time, members, trainers.group, in_step=row.workers is None)
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
         config = self.config
         return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-class _Crew:
+class _Trainers:
     """Makes the trainers of all ranks of one method."""
 
     def __init__(
