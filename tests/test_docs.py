@@ -28,11 +28,12 @@ def free_port() -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_block_of_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_of_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A page's blocks run one after the other; the reader's own model, optimizer, loss and loader are given."""
     one_rank = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in one_rank.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(4, 2)
     names = {
         "model": model,

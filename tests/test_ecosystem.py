@@ -20,26 +20,19 @@ def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-OPTIMIZERS = {
-    "Lion": 1e-3,
-    "AdaBelief": 3e-3,
-    "RAdam": 1e-2,
-    "Adan": 3e-3,
-    "LAMB": 1e-2,
-    "NovoGrad": 1e-2,
-    "Tiger": 1e-3,
-}
+# They count steps in their param groups, not with each parameter: so they are refused by layer, and stepped as a block.
+OPTIMIZERS = {"Lion": 1e-3, "AdaBelief": 3e-3, "RAdam": 1e-2, "Adan": 3e-3, "Lamb": 1e-2, "Tiger": 1e-3, "Prodigy": 1.0}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_optimizers_of_pytorch_optimizer_train(name: str) -> None:
+def test_optimizers_of_pytorch_optimizer_train_as_a_block(name: str) -> None:
     library = pytest.importorskip("pytorch_optimizer", reason=MISSING)
     model, loader = make()
     optimizer = getattr(library, name)(model.parameters(), lr=OPTIMIZERS[name])
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     means = []
-    with ap.Engine(model, optimizer, loss_fn) as engine:
+    with ap.Engine(model, optimizer, loss_fn, update="block") as engine:
         for _ in range(3):
             losses = [step.loss for step in engine.run(loader)]
             means.append(sum(losses) / len(losses))
@@ -49,18 +42,12 @@ def test_optimizers_of_pytorch_optimizer_train(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_optimizer_that_writes_its_groups_is_stepped_as_a_block() -> None:
+def test_by_layer_they_are_refused_and_the_way_out_is_told() -> None:
     library = pytest.importorskip("pytorch_optimizer", reason=MISSING)
     model, loader = make()
-    optimizer = library.Prodigy(model.parameters(), lr=1.0)
-    with pytest.raises(ValueError, match="block"):
-        with ap.Engine(model, optimizer, loss_fn, update="layer") as engine:
+    with pytest.raises(ValueError, match=r"Lion writes 'step' of its param group\): use update='block'"):
+        with ap.Engine(model, library.Lion(model.parameters()), loss_fn, update="layer") as engine:
             list(engine.run(loader))
-    model, loader = make()
-    optimizer = library.Prodigy(model.parameters(), lr=1.0)
-    with ap.Engine(model, optimizer, loss_fn, update="block") as engine:
-        losses = [step.loss for _ in range(3) for step in engine.run(loader)]
-    assert sum(losses[-10:]) < sum(losses[:10])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -111,8 +98,9 @@ def test_lightning_fabric_beside_ours() -> None:
 def test_a_transformer_with_ties_and_a_library_optimizer() -> None:
     transformers = pytest.importorskip("transformers", reason=MISSING)
     config = transformers.GPT2Config(
-        vocab_size=16, n_positions=8, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
+        vocab_size=16, n_positions=8, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -120,8 +108,9 @@ def test_a_transformer_with_ties_and_a_library_optimizer() -> None:
     warm = transformers.get_linear_schedule_with_warmup(optimizer, 2, 10)
     loader = [(start + torch.arange(8)) % 16 for start in torch.randint(16, (40, 16, 1))]
     with ap.Engine(model, optimizer, lambda model, ids: model(input_ids=ids, labels=ids).loss) as engine:
+        losses = []
         for _ in range(3):
-            losses = [step.loss for step in engine.run(loader)]
+            losses += [step.loss for step in engine.run(loader)]
             warm.step()
     assert model.lm_head.weight is model.transformer.wte.weight
-    assert losses[-1] < 2.0 < losses[0] + 1.0
+    assert losses[-1] < losses[0] / 2
