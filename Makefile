@@ -27,7 +27,7 @@ test: check browser  ## lint, types, and all tests that need no GPU
 	$(BIN)/pytest
 
 browser:  ## a headless Chromium, which looks at report pages; without one those tests are skipped, and pytest says so
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
 	  echo "chromium cannot be installed here: the tests that show pages in a browser will be skipped"
 
@@ -37,7 +37,7 @@ check: $(READY)  ## lint and types
 	$(BIN)/mypy
 
 gpu-check:  ## on a machine with a GPU, in whatever environment is active: its tests, then its benchmark
-	$(PYTHON) -m pytest -m cuda
+	PYTHONPATH=src $(PYTHON) -m pytest -m cuda
 	PYTHONPATH=src $(PYTHON) -m asyncprop bench gpu
 
 bench: $(READY)  ## throughput of every workload against what the machine can give

@@ -32,6 +32,8 @@ WRONG = [
     (["train", "digits", "--device", "tpu"], "--device must be of the form"),
     (["train", "digits", "--colour", "red"], "Unknown option: --colour"),
     (["train", "digits", "--lr"], "requires an argument"),
+    (["train", "digits", "--replacements", "1"], "replacements must be left out: only ranks that gossip"),
+    (["train", "--join", "here:1", "--tensorboard"], "join takes no other option"),
     (["train"], "task must be given"),
     (["train", "digits", "--method", "sgd", "--turn", "ordered"], "turn must not be ordered for method sgd"),
     (["replay", "nowhere"], r"path must be the folder of a run \(nowhere"),

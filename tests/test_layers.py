@@ -1,6 +1,7 @@
 """Layers: which parameters are stepped together."""
 
 import pytest
+import torch
 from torch import nn
 
 from asyncprop.engine.layers import find_layers
@@ -29,6 +30,12 @@ def test_a_norm_is_a_layer_of_its_own_where_the_module_before_it_is_frozen_or_th
     model = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2), nn.LayerNorm(2))
     assert [name for name, _ in layers(model)] == ["0", "1", "3"]
     assert [name for name, _ in layers(model, frozen=("3.weight", "3.bias"))] == ["0", "1", "4"]
+
+
+def test_a_vector_of_a_block_is_not_of_the_block_before() -> None:
+    block = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    block.scale = nn.Parameter(torch.ones(2))
+    assert [name for name, _ in layers(nn.Sequential(nn.Linear(2, 2), block))] == ["0", "1", "1.0", "1.1"]
 
 
 def test_a_resnet_18_has_as_many_layers_as_matrices() -> None:

@@ -94,7 +94,7 @@ def launch_tolerant(
                           file=sys.stderr, flush=True)  # fmt: skip
                     if started < ranks + replacements:
                         local = {**common, "LOCAL_RANK": str(rank)}
-                        running[started] = _start(["train", "--join", address], local)
+                        running[started] = _start(["train", "--join", address, *(["--quiet"] if quiet else [])], local)
                         started += 1
     if 0 in codes:
         return 0, ""

@@ -67,7 +67,8 @@ class Logged(Quiet):
 
     def on_epoch(self, session: Session, row: dict[str, Any]) -> None:
         """Tell of an epoch, and of the staleness of its layers."""
-        assert self._logger
+        if not self._logger:  # the first rank has died, and with it what it logged to
+            return
         step = session.position.steps
         names = {
             "test/loss": "test_loss", f"test/{session.task.metric}": "test_metric", "train/epoch_loss": "train_loss",

@@ -30,7 +30,7 @@ def is_tolerant(config: TrainConfig) -> bool:
     return meeting_of(config.method, config.exchange) == "gossip"
 
 
-def join_rank(address: str) -> int:
+def join_rank(address: str, *, quiet: bool = False) -> int:
     """Train as one more of the ranks that meet at `address`; return the exit code."""
     from asyncprop.exchange import World
     from asyncprop.methods.session import Session
@@ -43,7 +43,7 @@ def join_rank(address: str) -> int:
         assert world.members
         config = TrainConfig.model_validate(world.members.board.get(TOLD, world.members.check)["config"])
         open_session = lambda world: Session(config, None, world)  # noqa: E731
-        return _train_in(world, config, open_session, lambda: create_run(None, config), quiet=False)
+        return _train_in(world, config, open_session, lambda: create_run(None, config), quiet=quiet)
 
 
 def train_rank(
@@ -53,6 +53,7 @@ def train_rank(
     *,
     quiet: bool,
     tensorboard: bool = False,
+    resumable: bool = True,
 ) -> int:
     """Train as the rank that the launcher has made this process, or alone; return the exit code.
 
@@ -62,11 +63,14 @@ def train_rank(
         open_folder: opens the run's folder; called on the first rank.
         quiet: tell nothing but the result.
         tensorboard: write what is told for TensorBoard, too.
+        resumable: whether the run could go on from its checkpoint, if it ends early.
     """
     from asyncprop.exchange import World
 
     with World(tolerant=is_tolerant(config), timeout_s=config.timeout or 10.0) as world:
-        return _train_in(world, config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
+        return _train_in(
+            world, config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard, resumable=resumable
+        )
 
 
 def _train_in(
@@ -77,6 +81,7 @@ def _train_in(
     *,
     quiet: bool,
     tensorboard: bool = False,
+    resumable: bool = True,
 ) -> int:
     import torch
 
@@ -106,7 +111,7 @@ def _train_in(
         who = "" if world.size == 1 else f"rank {world.rank}: "
 
         def go_on() -> str:
-            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run else ""
+            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run and resumable else ""
 
         try:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)

@@ -83,9 +83,9 @@ SWEEP: dict[str, Kind] = {
     "2 forward, 2 backward, 3 lanes": Async(Decoupled(2, 2, lanes=3)),
     "2 coupled": Async(Coupled(2)),
 }
-PAIR_SLICES = 4
+PAIR_SLICES = 2
 """Measurements of each half of a pair in a round, in turn: what is small is told by many short ones."""
-LEAST_IN_SLICE = 8
+LEAST_IN_SLICE = 6
 """Batches of such a measurement at least."""
 
 

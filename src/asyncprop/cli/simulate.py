@@ -39,8 +39,9 @@ def simulate(
 
     resolved = resolve(SimulateConfig, given_options(options, task), config)
     return train_rank(
-        resolved, lambda world: SimulatedSession(resolved), lambda: create_run(out, resolved), quiet=quiet
-    )
+        resolved, lambda world: SimulatedSession(resolved), lambda: create_run(out, resolved), quiet=quiet,
+        resumable=False,
+    )  # fmt: skip
 
 
 def plan(

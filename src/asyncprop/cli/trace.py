@@ -43,8 +43,9 @@ def trace(
     check_writable(out)
     timeline = load_timeline(run)
     first, last = timeline.window()
+    length = seconds or last - first
     first = first if start is None else start
-    window = (first, first + seconds if seconds else max(last, first))
+    window = (first, first + length)
     if window[0] >= timeline.end_s:
         raise ValueError(f"start must be < {timeline.end_s:.4g}, the end of the trace (got {window[0]:g})")
     if not quiet:

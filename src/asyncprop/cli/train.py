@@ -52,9 +52,9 @@ def train(
 
     given = given_options(options, task)
     if join is not None:
-        if given or config or out or resume:
+        if given or config or out or resume or tensorboard or replacements:
             raise ValueError("join takes no other option: the run goes on as the others train it")
-        return join_rank(join)
+        return join_rank(join, quiet=quiet)
     if resume is None:
         resolved = resolve(TrainConfig, given, config)
         checkpoint, open_folder = None, lambda: create_run(out, resolved)
@@ -86,6 +86,8 @@ def _train(
         return Session(config, checkpoint, world)
 
     ranks = config.ranks or 1
+    if replacements and (ranks == 1 or not is_tolerant(config)):
+        raise ValueError("replacements must be left out: only ranks that gossip go on when one of them dies")
     if not is_rank():
         if ranks == 1:
             return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
@@ -114,7 +116,9 @@ def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> in
 
     config, trace = read_recorded(path)
     with create_run(out, config) as run:
-        code = train_rank(config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet)
+        code = train_rank(
+            config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet, resumable=False
+        )
     if code:
         return code
     if difference := first_difference(path, run.path):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,8 +197,9 @@ class Feed:
             self._submitted.clear()
             self._changed.notify_all()
         for work in lost:
-            if work.future and not work.future.cancelled():
-                work.future.set_exception(error)
+            if work.future:
+                with suppress(InvalidStateError):  # it was finished, or cancelled, at this very instant
+                    work.future.set_exception(error)
 
     def close(self) -> None:
         """Hand out nothing more."""
@@ -224,9 +226,13 @@ class Feed:
 
     def _take_from_loader(self) -> Work | None:
         """Take the loader's next batch; None, and no loader any more, at its end."""
-        assert self._iterator is not None
+        if (iterator := self._iterator) is None:  # the caller has left the loader at this very instant
+            with self._changed:
+                self._taking = False
+                self._changed.notify_all()
+            return None
         try:
-            batch = next(self._iterator)  # outside of the lock: a slow loader must not hold up those that finish
+            batch = next(iterator)  # outside of the lock: a slow loader must not hold up those that finish
         except StopIteration:
             with self._changed:
                 self._iterator, self._taking = None, False

@@ -63,7 +63,7 @@ class Lanes:
         self._model, self._optimizer, self._update, self._device = model, optimizer, update, device
         self._partition, self._exchange, self._telemetry = partition, exchange, telemetry
         self._turn, self._recorder, self._stopping = turn, recorder, stopping
-        self._in_turn = count == 1 and turn is None  # one pass after the other
+        self._in_turn = count == 1 and turn is None and exchange is None  # one pass after the other, and nobody beside
         self._signature: tuple[Any, ...] | None = None
         self._units: list[Unit] = []
         self._private: list[States] = [defaultdict(dict) for _ in range(count - 1)]

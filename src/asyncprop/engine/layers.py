@@ -59,8 +59,9 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
 def _homes(model: nn.Module, wanted: set[str]) -> dict[str, str]:
     """Map each module's name to the name of the module whose layer its parameters belong to.
 
-    The step of a norm's scale and shift costs a call of the optimizer and moves a few bytes. Its gradient is complete
-    just before that of the module before it, so waiting for that one costs no staleness to speak of.
+    The step of a norm's scale and shift costs a call of the optimizer and moves a few bytes. Where it is called right
+    after the module that is defined before it, its gradient is complete just before that one's, so waiting costs no
+    staleness to speak of. (Where it is not, as in torch's TransformerEncoderLayer, the layer waits for the later two.)
     """
     home: dict[str, str] = {}
     before = None
@@ -69,7 +70,8 @@ def _homes(model: nn.Module, wanted: set[str]) -> dict[str, str]:
         if not own:
             continue
         if all(value.dim() <= 1 for value in own.values()):
-            home[name] = name if before is None else before
+            is_leaf = next(module.children(), None) is None  # a block's own scale comes before what the block holds
+            home[name] = before if before is not None and is_leaf else name
         else:
             home[name] = name
             before = None if wanted.isdisjoint(own) else name

@@ -205,13 +205,14 @@ class LayerGossip(Exchange):
         """Return what a rank that joins starts with; None while this one has nothing to give."""
         shared = self._shared
         assert shared
+        met = shared.members.round
         try:
             state = pack_state(shared.replica.model, shared.replica.optimizer)
         except RuntimeError:
             return None  # a worker has just made a parameter's state: the next look will do
         with shared.changed:
-            if shared.is_meeting or shared.is_closed:
-                return None
+            if shared.is_meeting or shared.is_closed or shared.members.round != met:
+                return None  # what was packed is of a time before the others met: the next look will do
             weights = [shared.weights.give(layer) for layer in range(len(shared.updates))]
         return {"rank": shared.rank, "identity": shared.wire.identity, "weights": weights, "state": state}
 

@@ -62,10 +62,10 @@ class Link:
         except RuntimeError as error:
             raise LinkBroken(str(error)) from error
 
-    def receive(self) -> Tensor:
-        """Wait for a message; it lies at the start of the buffer that is returned."""
+    def receive(self, patience: timedelta = NEVER) -> Tensor:
+        """Wait for a message, but not longer than this; it lies at the start of the buffer that is returned."""
         try:
-            self._group.recv([self._received], self._other, MESSAGES).wait(NEVER)
+            self._group.recv([self._received], self._other, MESSAGES).wait(patience)
         except RuntimeError as error:
             raise LinkBroken(str(error)) from error
         return self._received

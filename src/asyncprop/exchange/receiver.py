@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
-from asyncprop.exchange.link import Caller, Link, LinkBroken
+from asyncprop.exchange.link import CONNECT_S, Caller, Link, LinkBroken
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.shared import Shared
 from asyncprop.exchange.wire import Entry, Garbage, Header, Kind, check_finite
@@ -64,7 +65,7 @@ class Receiver:
         shared, neighbour = self._shared, self._neighbour
         try:
             link.send(self._short(Kind.HELLO, neighbour.merged), ANSWER)
-            hello, _ = shared.wire.read(link.receive(), neighbour.rank)
+            hello, _ = shared.wire.read(link.receive(timedelta(seconds=CONNECT_S)), neighbour.rank)
             if hello.kind != Kind.HELLO:
                 raise Garbage(f"a message of kind {hello.kind} instead of a greeting")
             with shared.changed:

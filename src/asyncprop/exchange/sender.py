@@ -31,6 +31,7 @@ class Sender:
         self._shared, self._peers = shared, peers
         self._period, self._probability = period, probability
         self._random = random.Random(f"{seed} {shared.rank}")
+        self._drawn: set[int] = set()  # layers that are to be sent, and could not be yet
 
     def run(self) -> None:
         """Send whatever is due, until the exchange is closed."""
@@ -59,9 +60,11 @@ class Sender:
         updates = self._shared.updates[layer]
         if updates < self._period or not self._shared.weights.may_give(layer, updates):
             return False
-        if self._probability < 1 and self._random.random() >= self._probability:
-            self._shared.updates[layer] = 0
-            return False
+        if self._probability < 1 and layer not in self._drawn:
+            if self._random.random() >= self._probability:
+                self._shared.updates[layer] = 0
+                return False
+            self._drawn.add(layer)
         return True
 
     def _choose(self) -> Neighbour | None:
@@ -91,6 +94,7 @@ class Sender:
             for layer in layers:
                 shared.tally.superseded += max(0, shared.updates[layer] - 1)
                 shared.updates[layer] = 0
+                self._drawn.discard(layer)
             device = shared.replica.device
             with device.use(shared.stream):
                 for name, value in itertools.chain.from_iterable(wire.values(message, layers)):

@@ -71,9 +71,7 @@ class Session:
         self.target = config.target or self.task.target
         torch.manual_seed(config.seed + 1_000_003 * self.world.rank)  # ranks draw their own dropout
         self.model: nn.Module = self.task.build(width=config.width, seed=config.seed).to(self.device)
-        self.optimizer: Optimizer = self.task.optimizer(
-            self.model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimizer = self._optimizer_of(self.model)
         self._shares = [group["lr"] / self.optimizer.param_groups[0]["lr"] for group in self.optimizer.param_groups]
         self.batches_per_epoch = len(self._batches(0, 0))
         self.samples_per_epoch = self.batches_per_epoch * self.batch_size
@@ -116,7 +114,7 @@ class Session:
         batches = list(itertools.islice(self._batches(self.epochs, 0), config.warm_up_batches))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             model = copy.deepcopy(self.model)
-            optimizer = self.task.optimizer(model, lr=config.lr)
+            optimizer = self._optimizer_of(model)
             turn: Turns = "lockstep" if config.turn == "lockstep" else "free"
             trainer = self._open_trainer(model, optimizer, turn, alone=True)
             with trainer:
@@ -124,6 +122,10 @@ class Session:
                     pass
         if blocks := trainer.state_dict().get("blocks"):
             self._take_over(blocks)
+
+    def _optimizer_of(self, model: nn.Module) -> Optimizer:
+        config = self.config
+        return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def _take_over(self, blocks: list[list[str]]) -> None:
         """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
@@ -168,6 +170,10 @@ class Session:
         position = copy.deepcopy(vars(self.position))
         self._begun = {"name": self._name, "shares_opened": self._shares_opened, "position": position}
         in_step = self.world.size > 1 and get_method(self.config.method).workers is None
+        if in_step and self.batches_per_epoch < self.world.size:
+            raise ValueError(
+                f"ranks must be at most the batches of an epoch, {self.batches_per_epoch} (got {self.world.size})"
+            )
         return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
 
     def close_share(self) -> None:

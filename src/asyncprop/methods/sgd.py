@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from asyncprop.clock import SYSTEM, Clock
 from asyncprop.delay import Delays
 from asyncprop.engine import NonFiniteError
+from asyncprop.engine.layers import find_layers
 from asyncprop.engine.passes import LossFn, batch_size
 from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step, ThreadTime
@@ -44,6 +46,9 @@ class SequentialLoop:
         self._batches = self._samples = 0
         self._worked_s = 0.0
         self._born = self._clock.now()
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        trained = [name for name, parameter in inner.named_parameters() if parameter.requires_grad]
+        self._layers = tuple(layer.name for layer in find_layers(inner, trained))
 
     def __enter__(self) -> Self:
         if self._recorder:
@@ -70,7 +75,7 @@ class SequentialLoop:
 
     def statistics(self) -> Statistics:
         """Return counts and times; every layer's version is the number of batches, and nothing is stale."""
-        layers = tuple(name for name, module in self._model.named_modules() if list(module.parameters(recurse=False)))
+        layers = self._layers
         life = self._clock.now() - self._born
         return Statistics(
             batches=self._batches,

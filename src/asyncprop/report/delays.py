@@ -32,7 +32,7 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
     for comparison in found[1:]:
         ours, theirs = ({**c["config"], "delay": None} for c in (found[0], comparison))
         if ours != theirs:
-            wrong = ", ".join(sorted(key for key in ours if ours[key] != theirs.get(key)))
+            wrong = ", ".join(sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)))
             raise ValueError(f"comparisons must differ in their delay alone (these differ in {wrong})")
     return found
 
@@ -69,8 +69,10 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _seconds(delay: str | None) -> float:
-    found = re.search(r"seconds=([0-9.eE+-]+)", delay or "")
-    return float(found.group(1)) if found else 0.0
+    found = re.findall(r"seconds=([0-9.eE+-]+)", delay or "")
+    if delay and len(found) != 1:
+        raise ValueError(f"comparisons must have one delay each, in seconds (got {delay})")
+    return float(found[0]) if found else 0.0
 
 
 def _table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

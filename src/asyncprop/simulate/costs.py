@@ -64,7 +64,7 @@ class Costs:
 
 
 def read_costs(name: str) -> Costs:
-    """Read the costs that ship under `name`, or a TOML file, as `asyncprop plan --out FILE` writes it.
+    """Read the costs that ship under `name`, or a TOML file, as `asyncprop plan --costs FILE` writes it.
 
     Raises:
         ValueError: if there are none, or they are not of this form.

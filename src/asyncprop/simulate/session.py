@@ -91,10 +91,6 @@ class SimulatedSession(Session):
             members.append(Member(trainers.trainer(rank, own, steps, machines, notes), steps))
         return Fleet(self._time, members, trainers.group, in_step=row.workers is None)
 
-    def _optimizer_of(self, model: nn.Module) -> Optimizer:
-        config = self.config
-        return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
 
 class _Trainers:
     """Makes the trainers of all ranks of one method."""
