@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Found:
         """Return the command that makes these runs."""
         options = {key: value for key, value in self.comparison.content["config"].items() if value is not None}
         task = options.pop("task")
-        given = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+        given = " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in options.items())
         return f"asyncprop compare {task} {given}"
 
     @property
@@ -204,8 +205,8 @@ def pass_times(paper: Published, founds: Sequence[Found]) -> list[Block]:
     for found in founds:
         printed = paper.row(network=found.network)
         runs = found.comparison.runs
-        forward = [step["forward_s"] for run in runs for step in run.steps]
-        backward = [step["backward_s"] for run in runs for step in run.steps]
+        forward = [step["forward_s"] for run in runs for step in run.all_steps]
+        backward = [step["backward_s"] for run in runs for step in run.all_steps]
         beta = statistics.fmean(backward) / statistics.fmean(forward)
         line = [
             found.network, f"{runs[0].steps[0]['batch_size']:g}", _of(forward), spread(printed["forward_s"], "g"),

@@ -46,6 +46,11 @@ class RunFiles:
         return list(_binned(self.path / "steps.jsonl"))
 
     @property
+    def all_steps(self) -> list[Row]:
+        """Every row of `steps.jsonl`."""
+        return _lines(self.path / "steps.jsonl")
+
+    @property
     def has_trace(self) -> bool:
         """Whether the run has a timeline."""
         return (self.path / "trace.jsonl").is_file()
