@@ -6,9 +6,10 @@ import torch
 import asyncprop as ap
 from asyncprop.engine import Coupled, Decoupled
 from asyncprop.simulate import Machine, read_costs
+from asyncprop.simulate.choices import Choice, best
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
-from asyncprop.simulate.planning import Choice, _best, activations_bytes, plan
+from asyncprop.simulate.planning import activations_bytes, plan
 from asyncprop.simulate.predict import predict
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
@@ -103,9 +104,9 @@ def choice(seconds: float, staleness: float, workers=None) -> Choice:
 
 def test_advice_is_the_least_stale_of_the_fast() -> None:
     sgd, two, three = choice(1.0, 0.0), choice(0.7, 0.5, Coupled(2)), choice(0.69, 1.0, Coupled(3))
-    assert _best([sgd, two, three]) is two
-    assert _best([choice(0.7, 0.0), two, three]).workers is None
-    assert _best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
+    assert best([sgd, two, three]) is two
+    assert best([choice(0.7, 0.0), two, three]).workers is None
+    assert best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
 
 
 @pytest.mark.parametrize("name", ["mlp", "lstm"])

@@ -32,10 +32,10 @@ class Loop:
 
     def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
         """Train on what is asked for."""
-        set_threads(self.threads)
         trained, batches = workload.make(), workload.batches()
         count = yield None
         while True:
+            set_threads(self.threads)  # each time: kinds that share the process have other numbers
             for _ in range(WARM_BATCHES):
                 one_step(trained, next(batches))
             start = time.perf_counter()

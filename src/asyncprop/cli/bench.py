@@ -122,6 +122,35 @@ def virtual(
 
 
 @app.command
+def plan(
+    *,
+    workloads: str | None = None,
+    rounds: AtLeastOne = 6,
+    seconds: Seconds = 0.8,
+    passes: Batches = 24,
+    json: JsonFile = None,
+    markdown: Path | None = None,
+) -> int:
+    """Measure every choice of threads that a plan considers, and set the advised one beside the best.
+
+    Args:
+        workloads: Names, separated by commas. Default: all, which takes about ten minutes.
+        rounds: How often every choice is measured, in turn; medians are taken.
+        seconds: Length of one measurement.
+        passes: Timed for each measurement of the plan.
+        json: File to write the figures to; what it has of other workloads is kept.
+        markdown: File to write the tables to, with how they were made.
+    """
+    from asyncprop.bench.plan import bench_plan, merge
+    from asyncprop.report.plans import plans_markdown, print_plans
+
+    def measure() -> Figures:
+        return merge(bench_plan(workloads, rounds, seconds, passes, sys.stderr), json)
+
+    return _bench(measure, print_plans, json, markdown, plans_markdown)
+
+
+@app.command
 def trace(
     *,
     workloads: str | None = None,

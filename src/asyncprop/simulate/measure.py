@@ -23,21 +23,29 @@ KEPT = 0.8
 
 
 def measure_costs(
-    model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], *, at_once: int, passes: int
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    batches: Sequence[Any],
+    *,
+    at_once: int,
+    passes: int,
+    intraop_threads: int = 1,
 ) -> LayerCosts:
-    """Train a copy of the model on one core per pass, `at_once` passes at a time, and return what its layers took.
+    """Train a copy of the model, `at_once` passes at a time, and return what its layers took.
 
     Args:
         model, optimizer, loss_fn: as for `asyncprop.Engine`; neither is changed.
         batches: used again and again.
         at_once: how many passes share the machine: one alone is faster than one beside others.
         passes: that are timed, after a quarter as many that are not.
+        intraop_threads: that one operation of a pass may use.
     """
     with torch.random.fork_rng():
         own = copy.deepcopy(model)
         steps = optimizer_like(optimizer, model, own)
         recorder, warm = Recorder(), passes // 4 + at_once
-        workers = Coupled(at_once, intraop_threads=1)
+        workers = Coupled(at_once, intraop_threads=intraop_threads)
         with Engine(own, steps, loss_fn, workers=workers, turn=Turn(), trace=recorder) as engine:
             for _ in engine.run(batches[number % len(batches)] for number in range(passes + warm)):
                 pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -15,34 +15,14 @@ from torch.optim import Optimizer
 
 from asyncprop.devices import available_cores, device_of
 from asyncprop.engine import Coupled, Decoupled
+from asyncprop.engine.lanes import trainable
 from asyncprop.engine.layers import find_layers
 from asyncprop.engine.passes import LossFn
+from asyncprop.simulate.choices import Choice, best, bound, candidates
 from asyncprop.simulate.costs import LayerCosts
 from asyncprop.simulate.measure import measure_costs, optimizer_like
 from asyncprop.simulate.pace import Machine
 from asyncprop.simulate.predict import predict
-
-MARGIN = 0.02
-"""Differences of throughput that are not worth staleness."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One way to train, and what it is predicted to do; of the plain loop, what it was measured to do.
-
-    Attributes:
-        workers: of the engine, with layer updates; None for the plain loop.
-        seconds_per_batch: of the whole machine.
-        staleness: mean of an update.
-        bound: what keeps it from being faster.
-        memory_bytes: activations and gradients at once.
-    """
-
-    workers: Coupled | Decoupled | None
-    seconds_per_batch: float
-    staleness: float
-    bound: str
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +49,7 @@ class Plan:
     @property
     def workers(self) -> Coupled | Decoupled:
         """The advised workers for an Engine: the best asynchronous choice, whether or not a plain loop is better."""
-        chosen = _best([choice for choice in self.choices if choice.workers is not None]).workers
+        chosen = best([choice for choice in self.choices if choice.workers is not None]).workers
         assert chosen
         return chosen
 
@@ -103,53 +83,66 @@ def plan(
         raise ValueError(f"passes must be >= 4 (got {passes})")
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     batches = batch if isinstance(batch, list) else [batch]
-    count = cores or available_cores()
-    alone = measure_costs(model, optimizer, loss_fn, batches, at_once=1, passes=passes)
-    busy = measure_costs(model, optimizer, loss_fn, batches, at_once=count, passes=passes) if count > 1 else alone
-    stepped = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    activations = activations_bytes(model, loss_fn, batches[0])
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-
-    def choice(workers: Coupled | Decoupled) -> Choice:
-        lanes = workers.lanes_on(count)
-        costs = alone if min(lanes, count) == 1 else busy
-        found = predict(costs, replace(workers, intraop_threads=1), [Machine(slots=count)])
-        bytes_ = lanes * activations + gradients
-        return Choice(workers, found.seconds_per_batch, found.staleness, _bound(workers, costs, count), bytes_)
-
-    choices = [choice(workers) for workers in _candidates(count)]
-    sgd_s = _time_sgd(model, optimizer, loss_fn, batches, passes)
-    bound = f"{count} intra-op threads"
-    choices.append(Choice(None, sgd_s, 0.0, bound, activations + gradients))
+    measured = _Measured(model, optimizer, loss_fn, batches, passes, cores or available_cores())
+    choices = [measured.choice(workers) for workers in candidates(measured.cores)]
+    choices += [measured.loop(threads) for threads in sorted({1, measured.cores})]
     choices.sort(key=lambda one: one.seconds_per_batch)
-    layers = tuple(layer.name for layer in find_layers(model, stepped))
-    return Plan(layers, busy, alone, activations, gradients, tuple(choices), _best(choices))
+    layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer)))
+    return Plan(
+        layers,
+        measured.costs(measured.cores),
+        measured.costs(1),
+        measured.activations_bytes,
+        measured.gradients_bytes,
+        tuple(choices),
+        best(choices),
+    )
 
 
-def _best(choices: Sequence[Choice]) -> Choice:
-    limit = min(choice.seconds_per_batch for choice in choices) * (1 + MARGIN)
-    fast = [choice for choice in choices if choice.seconds_per_batch <= limit]
-    return min(fast, key=lambda choice: (choice.staleness, choice.workers is not None, choice.seconds_per_batch))
+class _Measured:
+    """A model on this machine; each thing is measured once, when it is first asked for."""
 
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], passes: int, cores: int
+    ) -> None:
+        self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
+        self._batches, self._passes = batches, passes
+        self._costs: dict[tuple[int, int], LayerCosts] = {}
+        self.cores = cores
+        self.activations_bytes = activations_bytes(model, loss_fn, batches[0])
+        self.gradients_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
-def _candidates(cores: int) -> Iterator[Coupled | Decoupled]:
-    for forward, backward in ((1, 1), (1, 2), (2, 2)):
-        for lanes in range(1 if forward + backward == 2 else 2, min(forward + backward, cores + 1) + 1):
-            yield Decoupled(forward, backward, lanes=lanes)
-    for workers in sorted({1, cores}):
-        yield Coupled(workers)
+    def costs(self, at_once: int, intraop_threads: int = 1) -> LayerCosts:
+        """Return what layers cost with so many passes at once, each on so many threads."""
+        key = at_once, intraop_threads
+        if key not in self._costs:
+            self._costs[key] = measure_costs(
+                self._model, self._optimizer, self._loss_fn, self._batches, at_once=at_once, passes=self._passes,
+                intraop_threads=intraop_threads,
+            )  # fmt: skip
+        return self._costs[key]
 
+    def choice(self, workers: Coupled | Decoupled) -> Choice:
+        """Predict what these workers do."""
+        threads = workers.intraop_threads or 1
+        at_once = self.cores // threads
+        lanes = workers.lanes_on(at_once)
+        costs = self.costs(min(lanes, at_once), threads)
+        found = predict(costs, replace(workers, intraop_threads=1), [Machine(slots=at_once)])
+        bytes_ = lanes * self.activations_bytes + self.gradients_bytes
+        limit = bound(workers, costs, at_once)
+        return Choice(workers, found.seconds_per_batch, found.staleness, limit, bytes_, threads)
 
-def _bound(workers: Coupled | Decoupled, costs: LayerCosts, cores: int) -> str:
-    """Say what binds: passes a second are the least of forward/T, backward/(βT), lanes/((1+β)T) and cores/((1+β)T)."""
-    forward_s = sum(costs.forward_s)
-    backward_s = costs.backward_forward_ratio * forward_s
-    whole = forward_s + backward_s
-    lanes = workers.lanes_on(cores)
-    rates = {"cores": cores / whole, "lanes": lanes / whole}
-    if isinstance(workers, Decoupled):
-        rates |= {"forward threads": workers.forward / forward_s, "backward threads": workers.backward / backward_s}
-    return min(rates, key=lambda name: rates[name])
+    def loop(self, intraop_threads: int) -> Choice:
+        """Time the plain loop, on the caller's thread."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(intraop_threads)
+        try:
+            seconds = _time_sgd(self._model, self._optimizer, self._loss_fn, self._batches, self._passes)
+        finally:
+            torch.set_num_threads(before)
+        bytes_ = self.activations_bytes + self.gradients_bytes
+        return Choice(None, seconds, 0.0, "one pass at a time", bytes_, intraop_threads)
 
 
 def _time_sgd(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], passes: int) -> float:
