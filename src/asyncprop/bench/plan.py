@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from asyncprop.bench.contestants import Async, Contestant, Kind, Loop
 from asyncprop.bench.workloads import SHAPES, Workload, choose
 from asyncprop.devices import keep_freed_memory
-from asyncprop.runs import environment
+from asyncprop.runs import environment, write_json
 from asyncprop.simulate.choices import Choice
 from asyncprop.simulate.planning import Plan, plan
 from asyncprop.tasks import get_task
@@ -22,7 +22,9 @@ LEAST_BATCHES = 8
 """Batches of one measurement at least."""
 
 
-def bench_plan(names: str | None, rounds: int, seconds: float, passes: int, messages: TextIO) -> dict[str, Any]:
+def bench_plan(
+    names: str | None, rounds: int, seconds: float, passes: int, messages: TextIO, file: Path | None = None
+) -> dict[str, Any]:
     """Plan for each workload, and measure all that the plan considers: in one process, in turn, round after round.
 
     Args:
@@ -31,13 +33,17 @@ def bench_plan(names: str | None, rounds: int, seconds: float, passes: int, mess
         seconds: length of one measurement.
         passes: of the plan.
         messages: where progress is told.
+        file: to write the figures to after each workload; what it has of others is kept.
     """
-    rows = []
+    made: dict[str, Any] = {"rows": []}
     for workload in choose(names, SHAPES):
         print(f"{workload.name} ...", file=messages, flush=True)
         found = _in_a_process(workload, passes)
-        rows.append(figures(workload, found, _measure(workload, found.choices, rounds, seconds)))
-    return {"rows": [{**row, "environment": environment()} for row in rows]}
+        row = figures(workload, found, _measure(workload, found.choices, rounds, seconds))
+        made = merge({"rows": [*made["rows"], {**row, "environment": environment()}]}, file)
+        if file:
+            write_json(file, made)
+    return made
 
 
 def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dict[str, Any]:

@@ -141,11 +141,11 @@ def plan(
         json: File to write the figures to; what it has of other workloads is kept.
         markdown: File to write the tables to, with how they were made.
     """
-    from asyncprop.bench.plan import bench_plan, merge
+    from asyncprop.bench.plan import bench_plan
     from asyncprop.report.plans import plans_markdown, print_plans
 
     def measure() -> Figures:
-        return merge(bench_plan(workloads, rounds, seconds, passes, sys.stderr), json)
+        return bench_plan(workloads, rounds, seconds, passes, sys.stderr, json)
 
     return _bench(measure, print_plans, json, markdown, plans_markdown)
 

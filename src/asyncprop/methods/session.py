@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.clock import SYSTEM, Clock
 from asyncprop.config import TrainConfig
+from asyncprop.devices import CpuDevice, available_cores
 from asyncprop.engine import Engine, Turn
 from asyncprop.exchange import LayerGossip, World
 from asyncprop.methods import get_method
 from asyncprop.methods.journal import Journal
+from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.methods.shares import Claims, Rounds, Share
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
 from asyncprop.recorder import Recorder
@@ -31,6 +33,8 @@ from asyncprop.tasks import Batch, Batches, Split, Task, get_task
 from asyncprop.trace import Trace
 
 Turns = Literal["free", "lockstep"] | Turn
+LIMIT_BATCHES = 3
+"""Batches by which one core's throughput is measured; the fastest counts."""
 
 
 class Session:
@@ -48,6 +52,8 @@ class Session:
 
     clock: Clock = SYSTEM
     """By which training is timed."""
+    limit_samples_per_s: float | None = None
+    """What this machine could give with all cores busy, where that is known (see `measure_limit`)."""
 
     def __init__(
         self,
@@ -122,6 +128,20 @@ class Session:
                     pass
         if blocks := trainer.state_dict().get("blocks"):
             self._take_over(blocks)
+
+    def measure_limit(self) -> None:
+        """Estimate what the machine can give: what one core does alone in the plain loop, times the cores.
+
+        An estimate, as cores that all work share caches and memory. Unknown on a GPU, and without batches to warm up.
+        """
+        batches = list(itertools.islice(self._batches(self.epochs, 0), min(LIMIT_BATCHES, self.config.warm_up_batches)))
+        if not batches or self.device.type != "cpu":
+            return
+        with torch.random.fork_rng(devices=[]), CpuDevice().thread(1):
+            model = copy.deepcopy(self.model)
+            steps = list(SequentialLoop(model, self._optimizer_of(model), self.loss).run(batches))
+        seconds = min(step.forward_s + step.backward_s for step in steps)
+        self.limit_samples_per_s = self.world.size * available_cores() * self.batch_size / seconds
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
         config = self.config

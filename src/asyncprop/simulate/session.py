@@ -53,6 +53,9 @@ class SimulatedSession(Session):
     def warm_up(self) -> None:
         """Do nothing: what takes time the first time takes no virtual time."""
 
+    def measure_limit(self) -> None:
+        """Do nothing: this machine's limit says nothing of virtual time."""
+
     def describe(self) -> dict[str, Any]:
         """Return what was simulated, how often time passed for a thread, and how long that took in real time."""
         return {
