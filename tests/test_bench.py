@@ -157,7 +157,9 @@ def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp
 def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
     choices = [Choice(Coupled(2, 1), 1.0, 0.5, "", 0), Choice(None, 2.0, 0.0, "", 0)]
     costs = LayerCosts((), (), (), ())
-    made = plan.figures(SMALL, Plan((), costs, costs, 0, 0, tuple(choices), choices[1]), [[1.0, 2.0, 9.0], [2.0, 3.0, 9.0]])
+    made = plan.figures(
+        SMALL, Plan((), costs, costs, 0, 0, tuple(choices), choices[1]), [[1.0, 2.0, 9.0], [2.0, 3.0, 9.0]]
+    )
     assert (made["best"], made["best_s"], made["advised_s"]) == ("2 coupled workers", 2.0, 3.0)
     assert made["ratio"] == 1.5  # the median of 2, 1.5 and 1
 

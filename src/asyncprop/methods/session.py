@@ -123,11 +123,11 @@ class Session:
             optimizer = self._optimizer_of(model)
             turn: Turns = "lockstep" if config.turn == "lockstep" else "free"
             trainer = self._open_trainer(model, optimizer, turn, alone=True)
+            trainer.load_state_dict(self._chosen(self.trainer))
             with trainer:
                 for _ in trainer.run(batches):
                     pass
-        if blocks := trainer.state_dict().get("blocks"):
-            self._take_over(blocks)
+        self._take_over(trainer)
 
     def measure_limit(self) -> None:
         """Estimate what the machine can give: what one core does alone in the plain loop, times the cores.
@@ -147,11 +147,15 @@ class Session:
         config = self.config
         return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
-    def _take_over(self, blocks: list[list[str]]) -> None:
-        """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
-        state = self.trainer.state_dict()
-        if not state["blocks"]:
-            self.trainer.load_state_dict({**state, "blocks": blocks})
+    def _take_over(self, warmed_up: Trainer) -> None:
+        """Let the trainer use the blocks and the workers that the warm-up chose, if it has none of its own."""
+        state, chosen = self.trainer.state_dict(), warmed_up.state_dict()
+        if new := {name: chosen[name] for name in ("blocks", "workers") if chosen.get(name) and not state.get(name)}:
+            self.trainer.load_state_dict({**state, **new})
+
+    @staticmethod
+    def _chosen(trainer: Trainer) -> dict[str, Any]:
+        return {name: value for name, value in trainer.state_dict().items() if name == "workers"}
 
     def _turn(self) -> Turns:
         if self._replay:

@@ -52,10 +52,11 @@ def print_plan(found: Plan, stream: TextIO) -> None:
         f"memory: {found.activations_bytes / mib:.1f} MiB of activations per lane, "
         f"{found.gradients_bytes / mib:.1f} MiB of gradients"
     )
-    table = Table("workers", "ms per batch", "staleness", "bound by", "MiB")
+    table = Table("workers", "ms per batch", "", "staleness", "bound by", "MiB")
     for choice in found.choices:
         table.add_row(
-            choice.label, f"{1e3 * choice.seconds_per_batch:.2f}", f"{choice.staleness:.2f}", choice.bound,
+            choice.label, f"{1e3 * choice.seconds_per_batch:.2f}", "measured" if choice.measured else "predicted",
+            f"{choice.staleness:.2f}", choice.bound,
             f"{choice.memory_bytes / mib:.0f}",
         )  # fmt: skip
     console.print(table)
@@ -69,7 +70,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def _why(found: Plan) -> str:
-    best = found.choices[0]
+    best = next(choice for choice in found.choices if choice.measured)
     if found.advice.workers is None:
         return " No asynchronous choice is faster, and SGD has no staleness."
     if best is not found.advice:

@@ -10,11 +10,13 @@ from asyncprop.simulate.costs import LayerCosts
 
 MARGIN = 0.02
 """Differences of throughput that are not worth staleness."""
+DOUBT = 0.15
+"""By which a prediction may be off: what is predicted to be slower by more than this is not tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to train, and what it is predicted to do; of the plain loop, what it was measured to do.
+    """One way to train, and what it does.
 
     Attributes:
         workers: of the engine, with layer updates; None for the plain loop.
@@ -23,6 +25,7 @@ class Choice:
         bound: what keeps it from being faster.
         memory_bytes: activations and gradients at once.
         intraop_threads: that one operation may use.
+        measured: whether its time was measured, or is predicted.
     """
 
     workers: Coupled | Decoupled | None
@@ -31,6 +34,7 @@ class Choice:
     bound: str
     memory_bytes: int
     intraop_threads: int = 1
+    measured: bool = False
 
     @property
     def label(self) -> str:
@@ -72,6 +76,17 @@ def best(choices: Sequence[Choice]) -> Choice:
     limit = min(choice.seconds_per_batch for choice in choices) * (1 + MARGIN)
     fast = [choice for choice in choices if choice.seconds_per_batch <= limit]
     return min(fast, key=lambda choice: (choice.staleness, choice.workers is not None, choice.seconds_per_batch))
+
+
+def finalists_of(choices: Sequence[Choice], cores: int) -> list[Choice]:
+    """Return the choices that are worth a trial: the plain loops, and the workers that may be the fastest.
+
+    Not those with more lanes than the cores compute at once: what these gain by prediction, switching threads takes.
+    """
+    loops = [choice for choice in choices if choice.workers is None]
+    fitting = [one for one in choices if one.workers and one.workers.lanes_on(cores) * one.intraop_threads <= cores]
+    limit = min(choice.seconds_per_batch for choice in fitting) * (1 + DOUBT)
+    return loops + [choice for choice in fitting if choice.seconds_per_batch <= limit]
 
 
 def bound(workers: Coupled | Decoupled, costs: LayerCosts, at_once: int) -> str:

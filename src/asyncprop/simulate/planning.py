@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,15 +11,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.devices import available_cores, device_of
-from asyncprop.engine import Coupled, Decoupled
+from asyncprop.engine import Coupled, Decoupled, LayerUpdate
+from asyncprop.engine.checks import compiled_parts
 from asyncprop.engine.lanes import trainable
 from asyncprop.engine.layers import find_layers
 from asyncprop.engine.passes import LossFn
-from asyncprop.simulate.choices import Choice, best, bound, candidates
+from asyncprop.engine.update import Update
+from asyncprop.simulate.choices import Choice, best, bound, candidates, finalists_of
 from asyncprop.simulate.costs import LayerCosts
-from asyncprop.simulate.measure import measure_costs, optimizer_like
+from asyncprop.simulate.measure import measure_costs
 from asyncprop.simulate.pace import Machine
 from asyncprop.simulate.predict import predict
+from asyncprop.simulate.trial import time_choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Plan:
         costs: of the layers, with all cores busy.
         alone: with one pass at a time.
         activations_bytes, gradients_bytes: of one pass.
-        choices: from the fastest to the slowest.
-        advice: the least stale of those that are as fast as the fastest, within MARGIN.
+        choices: from the fastest to the slowest; those that may be the best were timed, the others are predicted.
+        advice: the least stale of those tried that are as fast as the fastest, within MARGIN.
     """
 
     layers: tuple[str, ...]
@@ -49,8 +49,15 @@ class Plan:
     @property
     def workers(self) -> Coupled | Decoupled:
         """The advised workers for an Engine: the best asynchronous choice, whether or not a plain loop is better."""
-        chosen = best([choice for choice in self.choices if choice.workers is not None]).workers
+        chosen = _best_of(self.choices, (Coupled, Decoupled)).workers
         assert chosen
+        return chosen
+
+    @property
+    def decoupled(self) -> Decoupled:
+        """The best forward and backward threads: what `Decoupled("auto")` takes."""
+        chosen = _best_of(self.choices, (Decoupled,)).workers
+        assert isinstance(chosen, Decoupled)
         return chosen
 
 
@@ -62,32 +69,37 @@ def plan(
     *,
     passes: int = 24,
     cores: int | None = None,
+    update: Update | None = None,
 ) -> Plan:
-    """Measure forward and backward passes and updates by layer, and predict each choice of workers.
+    """Measure forward and backward passes and updates by layer, predict each choice of workers, and try the best ones.
 
-    Takes about 4 × `passes` training steps. Neither model nor optimizer is changed. For models on the CPU.
+    Takes about 10 × `passes` training steps. Neither model nor optimizer is changed. For models on the CPU.
 
     Args:
         model, loss_fn, optimizer: as for `asyncprop.Engine`; SGD with momentum if no optimizer is given.
         batch: as training has it; or a list of batches.
         passes: that are timed for each measurement; raise it on a busy machine.
         cores: to use. Default: those that this process may use.
+        update: of the engine that is planned for; layer updates by default.
 
     Raises:
-        ValueError: if the model is not on the CPU.
+        ValueError: if the model is not on the CPU, or is compiled.
     """
     device = device_of(list(model.parameters()))
     if device.passes_at_once is None:
         raise ValueError("model must be on the CPU to be planned for: on a GPU nothing tells what it computes at once")
+    if compiled_parts(model):
+        raise ValueError("model must not be compiled to be planned for: its layers cannot be timed one by one")
     if passes < 4:
         raise ValueError(f"passes must be >= 4 (got {passes})")
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     batches = batch if isinstance(batch, list) else [batch]
-    measured = _Measured(model, optimizer, loss_fn, batches, passes, cores or available_cores())
+    update = update or LayerUpdate()
+    measured = _Measured(model, optimizer, loss_fn, batches, update, passes, cores or available_cores())
     choices = [measured.choice(workers) for workers in candidates(measured.cores)]
     choices += [measured.loop(threads) for threads in sorted({1, measured.cores})]
-    choices.sort(key=lambda one: one.seconds_per_batch)
-    layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer)))
+    choices = sorted(measured.tried(choices), key=lambda one: one.seconds_per_batch)
+    layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer), update.layers))
     return Plan(
         layers,
         measured.costs(measured.cores),
@@ -95,18 +107,31 @@ def plan(
         measured.activations_bytes,
         measured.gradients_bytes,
         tuple(choices),
-        best(choices),
+        _best_of(choices, (Coupled, Decoupled, type(None))),
     )
+
+
+def _best_of(choices: Sequence[Choice], kinds: tuple[type, ...]) -> Choice:
+    """Return the best of the choices of some kinds that were tried, or if none was, of those that were predicted."""
+    fitting = [choice for choice in choices if isinstance(choice.workers, kinds)]
+    return best([choice for choice in fitting if choice.measured] or fitting)
 
 
 class _Measured:
     """A model on this machine; each thing is measured once, when it is first asked for."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], passes: int, cores: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        batches: Sequence[Any],
+        update: Update,
+        passes: int,
+        cores: int,
     ) -> None:
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
-        self._batches, self._passes = batches, passes
+        self._batches, self._update, self._passes = batches, update, passes
         self._costs: dict[tuple[int, int], LayerCosts] = {}
         self.cores = cores
         self.activations_bytes = activations_bytes(model, loss_fn, batches[0])
@@ -118,7 +143,7 @@ class _Measured:
         if key not in self._costs:
             self._costs[key] = measure_costs(
                 self._model, self._optimizer, self._loss_fn, self._batches, at_once=at_once, passes=self._passes,
-                intraop_threads=intraop_threads,
+                update=self._update, intraop_threads=intraop_threads,
             )  # fmt: skip
         return self._costs[key]
 
@@ -128,37 +153,28 @@ class _Measured:
         at_once = self.cores // threads
         lanes = workers.lanes_on(at_once)
         costs = self.costs(min(lanes, at_once), threads)
-        found = predict(costs, replace(workers, intraop_threads=1), [Machine(slots=at_once)])
+        alone = replace(workers, intraop_threads=1)  # the stand-in's
+        found = predict(costs, alone, [Machine(slots=at_once)], by_layer=self._update.by_layer)
         bytes_ = lanes * self.activations_bytes + self.gradients_bytes
         limit = bound(workers, costs, at_once)
         return Choice(workers, found.seconds_per_batch, found.staleness, limit, bytes_, threads)
 
     def loop(self, intraop_threads: int) -> Choice:
-        """Time the plain loop, on the caller's thread."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(intraop_threads)
-        try:
-            seconds = _time_sgd(self._model, self._optimizer, self._loss_fn, self._batches, self._passes)
-        finally:
-            torch.set_num_threads(before)
+        """Guess what the plain loop does: its trial will tell."""
+        costs = self.costs(1)
+        seconds = sum(costs.forward_s) * (1 + costs.backward_forward_ratio)
         bytes_ = self.activations_bytes + self.gradients_bytes
         return Choice(None, seconds, 0.0, "one pass at a time", bytes_, intraop_threads)
 
-
-def _time_sgd(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], passes: int) -> float:
-    """Return the median time of a step of the plain loop, with the caller's intra-op threads."""
-    with torch.random.fork_rng():
-        own = copy.deepcopy(model)
-        steps = optimizer_like(optimizer, model, own)
-        took = []
-        for number in range(passes + passes // 4):
-            start = time.perf_counter()
-            steps.zero_grad()
-            loss: Any = loss_fn(own, batches[number % len(batches)])
-            loss.backward()
-            steps.step()
-            took.append(time.perf_counter() - start)
-    return median(took[passes // 4 :])
+    def tried(self, choices: list[Choice]) -> list[Choice]:
+        """Return the choices with measured times where the best may be among them."""
+        finalists = finalists_of(choices, self.cores)
+        seconds = time_choices(
+            self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes
+        )
+        others = [choice for choice in choices if choice not in finalists]
+        pairs = zip(finalists, seconds, strict=True)
+        return others + [replace(choice, seconds_per_batch=took, measured=True) for choice, took in pairs]
 
 
 def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:

@@ -190,6 +190,8 @@ def _with_workers(
         given["workers"] = workers
     else:
         assert isinstance(row.workers, Decoupled)
+        if config.forward_threads == "auto":
+            raise ValueError("forward_threads must be a number in a simulation: a plan measures this machine")
         forward = config.forward_threads or max(1, round(slots / (1 + costs.backward_forward_ratio)))
         backward = config.backward_threads or max(1, slots - forward)
         given |= {"forward_threads": forward, "backward_threads": backward}
