@@ -9,15 +9,22 @@ import pytest
 import torch
 
 from asyncprop import Coupled, Decoupled
-from asyncprop.bench import exchange, gpu, partition, plan
+from asyncprop.bench import exchange, gpu, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import entries, figures
 from asyncprop.bench.memory import AllForwardFirst
-from asyncprop.bench.trace import bench_trace
 from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
 from asyncprop.report.plans import plans_markdown, print_plans
-from asyncprop.report.tables import print_bench, print_exchange, print_gpu, print_memory, print_partition
+from asyncprop.report.tables import (
+    print_bench,
+    print_exchange,
+    print_gpu,
+    print_memory,
+    print_partition,
+    print_trace,
+    trace_markdown,
+)
 from asyncprop.simulate.advice import print_virtual
 from asyncprop.simulate.choices import Choice
 from asyncprop.simulate.costs import LayerCosts
@@ -166,6 +173,17 @@ def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
 
 def test_tracing_is_measured_against_free_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WORKLOADS, "small", SMALL)
-    (row,) = bench_trace("small", rounds=2, batches=4, messages=io.StringIO())["rows"]
-    assert row["free_ratio"] == 1.0
+    made = trace.bench_trace("small", rounds=2, seconds=1e-3, messages=io.StringIO())
+    (row,) = made["rows"]
+    assert (row["free_ratio"], row["free_error"]) == (1.0, 0.0)
     assert min(row["traced_ratio"], row["ordered_ratio"]) > 0
+    stream = io.StringIO()
+    print_trace(made, stream)
+    assert "small" in stream.getvalue()
+    assert trace_markdown(made).startswith("# Cost of tracing and ordering: medians of 2 rounds' ratios")
+
+
+def test_costs_of_tracing_are_medians_with_their_errors() -> None:
+    row = trace.figures(SMALL, {"free": [1.0, 2.0, 4.0], "traced": [1.1, 2.0, 4.8]})
+    assert row["traced_ratio"] == pytest.approx(1.1)
+    assert row["traced_error"] == pytest.approx(1.25 * 0.1 / 3**0.5)

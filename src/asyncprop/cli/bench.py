@@ -154,22 +154,27 @@ def plan(
 def trace(
     *,
     workloads: str | None = None,
-    rounds: AtLeastOne = 6,
-    batches: Batches = 60,
+    rounds: AtLeastOne = 40,
+    seconds: Seconds = 0.25,
     json: JsonFile = None,
+    markdown: Path | None = None,
 ) -> int:
     """Measure what --trace and --turn ordered cost, against free running.
 
     Args:
         workloads: Names, separated by commas. Default: three.
         rounds: How often everything is measured, in turn; medians are taken.
-        batches: Of one measurement.
+        seconds: Length of one measurement.
         json: File to write the figures to.
+        markdown: File to write the table to, with how it was made.
     """
     from asyncprop.bench.trace import bench_trace
-    from asyncprop.report.tables import print_trace
+    from asyncprop.report.tables import print_trace, trace_markdown
 
-    return _bench(lambda: bench_trace(workloads, rounds, batches, sys.stderr), print_trace, json)
+    def measure() -> Figures:
+        return bench_trace(workloads, rounds, seconds, sys.stderr)
+
+    return _bench(measure, print_trace, json, markdown, trace_markdown)
 
 
 @app.command
