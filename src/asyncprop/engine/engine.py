@@ -18,7 +18,7 @@ through layer 2, and ! the moment at which that layer is stepped:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,6 +30,7 @@ from asyncprop.clock import SYSTEM
 from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
 from asyncprop.engine.auto import check_auto, choose_workers, look_ahead, numbers_of
+from asyncprop.engine.axes import update_of, workers_of
 from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
 from asyncprop.engine.compiled import Warmer
 from asyncprop.engine.exchange import Exchange, Replica
@@ -39,16 +40,13 @@ from asyncprop.engine.partition import Partition
 from asyncprop.engine.passes import LossFn, OnNonFinite, Passes
 from asyncprop.engine.snapshot import Snapshot, take_snapshot
 from asyncprop.engine.turn import Turn
-from asyncprop.engine.update import BlockUpdate, LayerUpdate, Update
-from asyncprop.engine.workers import GRACE_S, Coupled, Crew, Decoupled, Workers, intraop_threads
+from asyncprop.engine.update import Update
+from asyncprop.engine.workers import GRACE_S, Crew, Decoupled, Workers, intraop_threads
 from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
 RUN_AHEAD = 16
 """Batches that free running may finish, beyond those in flight, before the caller's loop has seen them."""
-
-_WORKERS: dict[str, Callable[[], Workers]] = {"decoupled": Decoupled, "coupled": Coupled}
-_UPDATES: dict[str, Callable[[], Update]] = {"layer": LayerUpdate, "block": BlockUpdate}
 
 
 class Engine:
@@ -106,8 +104,8 @@ class Engine:
         check_optimizer(optimizer, model)
         check_loss_fn(loss_fn)
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
-        self._workers = _choose("workers", workers, _WORKERS)
-        self._update = _choose("update", update, _UPDATES)
+        self._workers = workers_of(workers)
+        self._update = update_of(update)
         if isinstance(turn, str) and turn not in ("free", "lockstep"):
             raise ValueError(f"turn must be 'free', 'lockstep' or a Turn (got {turn!r})")
         if on_nonfinite not in ("raise", "skip"):
@@ -371,11 +369,3 @@ class Engine:
         if self._exchange:
             self._exchange.close()
         self._lanes.close()
-
-
-def _choose(axis: str, given: Any, known: dict[str, Callable[[], Any]]) -> Any:
-    if not isinstance(given, str):
-        return given
-    if given not in known:
-        raise ValueError(f"{axis} must be one of {', '.join(known)} or an object of that kind (got {given!r})")
-    return known[given]()
