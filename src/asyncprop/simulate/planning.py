@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,7 +180,8 @@ class _Measured:
 
 def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
     """Return the bytes that a forward pass keeps for its backward pass: storages that are not the parameters'."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own = copy.deepcopy(model)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*own.parameters(), *own.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -188,11 +190,7 @@ def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_fn(model, batch)
+        loss = loss_fn(own, batch)
     del loss
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     return sum(kept.values())
