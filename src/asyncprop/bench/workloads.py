@@ -74,13 +74,13 @@ SHAPES = {
         Workload("mlp-width256-batch128", "synthetic-vectors", width=256, batch_size=128),
         Workload("mlp-width1024-batch16", "synthetic-vectors", width=1024, batch_size=16),
         Workload("resnet18-width4-batch16", "synthetic-images", width=4, batch_size=16),
-        Workload("resnet18-width4-batch128", "synthetic-images", width=4, batch_size=128),
+        Workload("resnet18-width4-batch64", "synthetic-images", width=4, batch_size=64),
         Workload("resnet18-width8-batch32", "synthetic-images", width=8, batch_size=32),
-        Workload("resnet18-width16-batch32", "synthetic-images", width=16, batch_size=32),
+        Workload("resnet18-width16-batch16", "synthetic-images", width=16, batch_size=16),
         Workload("lstm-width64-batch16", "synthetic-text", width=64, batch_size=16),
         Workload("lstm-width256-batch16", "synthetic-text", width=256, batch_size=16),
         Workload("transformer-width64-batch16", "synthetic-characters", width=64, batch_size=16),
-        Workload("transformer-width128-batch32", "synthetic-characters", width=128, batch_size=32),
+        Workload("transformer-width128-batch16", "synthetic-characters", width=128, batch_size=16),
     )
 }
 """Networks and batches of different shapes, from those that Python decides to those that fill the cores."""

@@ -23,10 +23,10 @@ from asyncprop.methods.trainer import Trainer
 from asyncprop.simulate.choices import Choice
 from asyncprop.simulate.measure import optimizer_like
 
-ROUNDS = 4
+ROUNDS = 6
 WARM_BATCHES = 2
 """Batches of each slice, beyond one per lane, that are not timed."""
-LEAST_S = 0.05
+LEAST_S = 0.1
 """Of a slice; tiny batches are timed by more of them."""
 
 
