@@ -1,7 +1,6 @@
 """Auto: a plan on the first batches chooses threads and lanes, and nothing else is different."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,11 +25,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let every plan advise CHOSEN, and tell on which batches it was made."""
     made: list[Any] = []
 
-    def plan(model: Any, loss_fn: Any, batches: Any, *others: Any, **options: Any) -> Any:
+    def plan(model: Any, loss_fn: Any, batches: Any, *others: Any) -> Decoupled:
         made.append(batches)
-        return SimpleNamespace(decoupled=CHOSEN)
+        return CHOSEN
 
-    monkeypatch.setattr(planning, "plan", plan)
+    monkeypatch.setattr(planning, "plan_decoupled", plan)
     return made
 
 
@@ -69,13 +68,15 @@ def test_a_loader_without_batches_chooses_nothing(calls: list[Any]) -> None:
 @pytest.mark.parametrize("name", ["resnet", "lstm"])
 def test_measuring_leaves_no_trace_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a real plan, of which one lane is taken, training is the plain loop bit for bit."""
-    real = planning.plan
+    real = planning.plan_decoupled
 
-    def plan(*given: Any, **options: Any) -> Any:
-        assert isinstance(real(*given, **options).decoupled, Decoupled)
-        return SimpleNamespace(decoupled=Decoupled(1, 1, lanes=1, intraop_threads=torch.get_num_threads()))
+    def plan(*given: Any) -> Decoupled:
+        chosen = real(*given)
+        assert chosen.lanes
+        assert not chosen.auto
+        return Decoupled(1, 1, lanes=1, intraop_threads=torch.get_num_threads())
 
-    monkeypatch.setattr(planning, "plan", plan)
+    monkeypatch.setattr(planning, "plan_decoupled", plan)
     monkeypatch.setattr(auto, "PASSES", 4)
     ours, theirs = twins(TINY[name].seeded_model())
     batches = TINY[name].batches(5)

@@ -84,7 +84,7 @@ def merge(figures: dict[str, Any], file: Path | None) -> dict[str, Any]:
     if file is None or not file.exists():
         return figures
     rows = {row["name"]: row for row in (*json.loads(file.read_text(encoding="utf-8"))["rows"], *figures["rows"])}
-    return {"rows": [rows[name] for name in sorted(rows, key=list(SHAPES).index)]}
+    return {"rows": [rows[name] for name in SHAPES if name in rows]}
 
 
 def _in_a_process(workload: Workload, passes: int) -> Plan:

@@ -57,9 +57,9 @@ def choose_workers(
 
     Copies are measured: model, optimizer and the random state stay as they are.
     """
-    from asyncprop.simulate.planning import plan  # it runs engines, so it is above them; here they call it back
+    from asyncprop.simulate.planning import plan_decoupled  # it runs engines, so it is above them: they call it back
 
-    return plan(model, loss_fn, batches, optimizer, passes=PASSES, update=update).decoupled
+    return plan_decoupled(model, loss_fn, batches, optimizer, update, PASSES)
 
 
 def numbers_of(workers: Decoupled) -> dict[str, int | None]:

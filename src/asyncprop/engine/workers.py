@@ -37,7 +37,7 @@ class Decoupled:
 
     Args:
         forward: forward passes at once; or "auto": a plan that the engine makes on its first batches chooses all of
-            these numbers (see `asyncprop.plan`). It takes about as long as 150 batches, on the CPU.
+            these numbers (see `asyncprop.plan`). It takes as long as some 150 batches, on the CPU.
         backward: backward passes at once. The paper has 1 forward and 2 backward threads, since a backward
             pass takes about twice as long; 2 forward threads keep the cores busy when two passes end at once.
         lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward, or as many passes

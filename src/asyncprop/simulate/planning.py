@@ -54,13 +54,6 @@ class Plan:
         assert chosen
         return chosen
 
-    @property
-    def decoupled(self) -> Decoupled:
-        """The best forward and backward threads: what `Decoupled("auto")` takes."""
-        chosen = _best_of(self.choices, (Decoupled,)).workers
-        assert isinstance(chosen, Decoupled)
-        return chosen
-
 
 def plan(
     model: nn.Module,
@@ -110,6 +103,22 @@ def plan(
         tuple(choices),
         _best_of(choices, (Coupled, Decoupled, type(None))),
     )
+
+
+def plan_decoupled(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Sequence[Any],
+    optimizer: Optimizer,
+    update: Update,
+    passes: int,
+) -> Decoupled:
+    """Return the best forward and backward threads: a plan that considers nothing else, for `Decoupled("auto")`."""
+    measured = _Measured(model, optimizer, loss_fn, batches, update, passes, available_cores())
+    choices = [measured.choice(workers) for workers in candidates(measured.cores) if isinstance(workers, Decoupled)]
+    chosen = _best_of(measured.tried(choices), (Decoupled,)).workers
+    assert isinstance(chosen, Decoupled)
+    return chosen
 
 
 def _best_of(choices: Sequence[Choice], kinds: tuple[type, ...]) -> Choice:
@@ -170,6 +179,8 @@ class _Measured:
     def tried(self, choices: list[Choice]) -> list[Choice]:
         """Return the choices with measured times where the best may be among them."""
         finalists = finalists_of(choices, self.cores)
+        if len(finalists) == 1:
+            return choices
         seconds = time_choices(
             self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes
         )
