@@ -54,7 +54,7 @@ def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dic
         found: the plan.
         measured: seconds per batch of each of its choices, in their order, one per round.
     """
-    choices = [
+    choices: list[dict[str, Any]] = [
         {
             "choice": choice.label,
             "predicted_s": choice.seconds_per_batch,
