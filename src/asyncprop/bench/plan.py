@@ -18,8 +18,8 @@ from asyncprop.simulate.choices import Choice
 from asyncprop.simulate.planning import Plan, plan
 from asyncprop.tasks import get_task
 
-LEAST_BATCHES = 8
-"""Batches of one measurement at least."""
+BURST = 6
+"""Batches of one measurement are a multiple of it, and so of 1, 2 and 3 lanes: batches end in bursts of as many."""
 
 
 def bench_plan(
@@ -104,8 +104,8 @@ def _measure(workload: Workload, choices: tuple[Choice, ...], rounds: int, secon
     measured: list[list[float]] = [[] for _ in choices]
     places = list(range(len(choices)))
     with Contestant([_kind(choice) for choice in choices], workload) as contestant:
-        fastest = min(contestant.measure(LEAST_BATCHES, place) for place in places)  # to warm up, too
-        count = max(LEAST_BATCHES, round(seconds / fastest))
+        fastest = min(contestant.measure(BURST, place) for place in places)  # to warm up, too
+        count = BURST * max(1, round(seconds / fastest / BURST))
         for number in range(rounds):
             for place in places[number % len(places) :] + places[: number % len(places)]:
                 measured[place].append(contestant.measure(count, place))

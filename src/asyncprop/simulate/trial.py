@@ -24,8 +24,8 @@ from asyncprop.simulate.choices import Choice
 from asyncprop.simulate.measure import optimizer_like
 
 ROUNDS = 6
-WARM_BATCHES = 2
-"""Batches of each slice, beyond one per lane, that are not timed."""
+WARM_ROUNDS = 2
+"""Batches of each lane at the start of a slice that are not timed."""
 LEAST_S = 0.1
 """Of a slice; tiny batches are timed by more of them."""
 
@@ -66,13 +66,17 @@ def time_choices(
 
 
 def _slice(trainer: Trainer, choice: Choice, batches: Sequence[Any], least: int) -> float:
-    """Return the seconds of a batch in the steady state, over so many batches at least."""
+    """Return the seconds of a batch in the steady state, over so many batches at least.
+
+    As many from each lane: batches that began together end together, and half of a burst would count for a whole one.
+    """
+    lanes = trainer.statistics().lanes
     with CpuDevice().thread(choice.intraop_threads):
         steps: Any = trainer.run(cycle(batches))
-        for _ in range(WARM_BATCHES + trainer.statistics().lanes):
+        for _ in range(WARM_ROUNDS * lanes):
             next(steps)
         start, count = perf_counter(), 0
-        while count < least or perf_counter() - start < LEAST_S:
+        while count < least or count % lanes or perf_counter() - start < LEAST_S:
             next(steps)
             count += 1
         seconds = perf_counter() - start
