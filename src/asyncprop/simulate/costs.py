@@ -63,12 +63,12 @@ class Costs:
             ValueError: if the file gives costs by layer, of other layers.
         """
         if not self.layers:
-            spread = ((self.whole[kind] / len(layers),) * len(layers) for kind in KINDS)
-            return LayerCosts(*spread, variation=self.variation)
+            spread = {kind: (self.whole[kind] / len(layers),) * len(layers) for kind in KINDS}
+            return LayerCosts(**spread, variation=self.variation)
         if missing := [name for name in layers if name not in self.layers]:
             raise ValueError(f"costs must be of this model ({self.name} has none for its layer {missing[0]!r})")
-        by_layer = (tuple(self.layers[name][kind] for name in layers) for kind in KINDS)
-        return LayerCosts(*by_layer, variation=self.variation)
+        by_layer = {kind: tuple(self.layers[name][kind] for name in layers) for kind in KINDS}
+        return LayerCosts(**by_layer, variation=self.variation)
 
 
 def read_costs(name: str) -> Costs:

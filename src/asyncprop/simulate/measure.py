@@ -47,9 +47,9 @@ def measure_costs(
 
 
 def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
-    """Return the mean costs of the layers over the traced passes of batches from `first` on, and how those vary.
+    """Return the mean costs of the layers over the traced passes of batches from `first` on, and how passes vary.
 
-    The slowest passes do not count.
+    The slowest passes do not count for the means. They do for the variation.
 
     A layer's forward pass lasts until the next layer is read; its backward pass from the end of the step before to
     its gradient. What lies between a thread's passes belongs to the first layer that the next one reads.
@@ -63,7 +63,7 @@ def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
     kept = passes[: max(1, round(KEPT * len(passes)))]
     means = [[fmean(costs) for costs in zip(*kind, strict=True)] for kind in zip(*kept, strict=True)]
     forward, backward, update = (tuple(kind) for kind in means)
-    wholes = [_total(costs) for costs in kept]
+    wholes = [_total(costs) for costs in passes]
     variation = stdev(wholes) / fmean(wholes) if len(wholes) > 1 else 0.0
     return LayerCosts(forward, backward, update, (0.0,) * len(forward), min(variation, MOST_VARIATION))
 
