@@ -16,7 +16,7 @@ from asyncprop.config import SimulateConfig
 from asyncprop.engine import NonFiniteError
 from asyncprop.methods import METHODS
 from asyncprop.methods.session import Session
-from asyncprop.methods.train import Interrupted, Observer, train
+from asyncprop.methods.train import Observer, train
 from asyncprop.runs import Run, create_run, environment, write_json
 from asyncprop.simulate.session import SimulatedSession
 from asyncprop.trace import Step
@@ -51,7 +51,7 @@ class Point:
         delay = f"{who}=0,seconds={STRAGGLER_S}" if self.straggler else None
         return SimulateConfig(
             **TASK, method=self.method, devices=self.devices, lr=self.lr, momentum=self.momentum, seed=self.seed,
-            delay=delay,
+            delay=delay, stop_at_target=True,
         )  # fmt: skip
 
 
@@ -123,14 +123,12 @@ def _of(runs: list[dict[str, Any]], point: Point) -> dict[str, Any] | None:
 
 def _run(point: Point) -> dict[str, Any]:
     """Train until the target is reached, or to the end, and return what that took."""
-    config, began = point.config, process_time()
-    session = SimulatedSession(config)
+    began = process_time()
+    session = SimulatedSession(point.config)
     position, diverged = session.position, False
-    with tempfile.TemporaryDirectory() as folder, create_run(Path(folder) / "run", config) as run:
+    with tempfile.TemporaryDirectory() as folder, create_run(Path(folder) / "run", point.config) as run:
         try:
-            train(session, run, Unwatched(), stop=lambda: position.time_to_target_s is not None)
-        except Interrupted:
-            pass
+            train(session, run, Unwatched())
         except NonFiniteError:
             diverged = True
     return {
