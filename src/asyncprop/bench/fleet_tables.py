@@ -52,7 +52,8 @@ def plot_fleets(found: dict[str, Any], path: Path) -> None:
                 label=f"{method}, a straggler" if straggler else method,
             )  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if any(run["time_to_target_s"] for run in found["runs"]):
+        axes.set_yscale("log")
     axes.set_xticks(_devices(found), [str(count) for count in _devices(found)])
     axes.set_xlabel("virtual devices")
     axes.set_ylabel(f"virtual seconds to {found['task']['target']:g}")
