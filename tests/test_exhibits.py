@@ -87,6 +87,12 @@ def test_at_full_scale_the_papers_data_take_the_papers_recipe() -> None:
     assert get_scale("small").options("throughput", is_real=True) == get_scale("small").images
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_leaves_each_virtual_device_a_batch(scale: str) -> None:
+    options, recipe = get_scale(scale).virtual, TASKS["fashion-mnist"].recipe
+    assert options.get("train_samples", 60_000) // options.get("batch_size", recipe.batch_size) >= 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from asyncprop.bench.engine import bench_engine
 from asyncprop.config import CompareConfig, resolve
-from asyncprop.exhibits import DRAWN, STUDIES, Exhibit, Study
+from asyncprop.exhibits import DRAWN, ONE_RUN, STUDIES, Exhibit, Study
 from asyncprop.exhibits.scales import Scale
 from asyncprop.methods.compare import compare
 from asyncprop.report import exhibits as show
@@ -83,7 +83,7 @@ def _study(study: Study, request: Request, messages: TextIO, *, quiet: bool) -> 
         **options,
         "task": task,
         "methods": ",".join(study.methods).format(ranks=request.scale.ranks),
-        "seeds": request.seeds or request.scale.seeds,
+        "seeds": 1 if study.kind in ONE_RUN else request.seeds or request.scale.seeds,
         "target": "worst-best",
         "device": device,
         **({"data_dir": folder} if folder else {}),

@@ -201,13 +201,16 @@ def pass_times(paper: Published, founds: Sequence[Found]) -> list[Block]:
     """Table 9: how long passes take, and beta, the ratio of the two."""
     columns = ["network", "batch size", "forward (s)", "paper (s)", "backward (s)", "paper (s)", "beta", "paper, beta"]
     blocks: list[Block] = []
-    note = "The backward pass includes the optimizer's step. The paper's batches have 128 samples."
     for found in founds:
         printed = paper.row(network=found.network)
         runs = found.comparison.runs
         forward = [step["forward_s"] for run in runs for step in run.all_steps]
         backward = [step["backward_s"] for run in runs for step in run.all_steps]
         beta = statistics.fmean(backward) / statistics.fmean(forward)
+        note = (
+            f"{len(forward)} batches of {len(runs)} run. The backward pass includes the optimizer's step. The paper's "
+            "batches have 128 samples."
+        )
         line = [
             found.network, f"{runs[0].steps[0]['batch_size']:g}", _of(forward), spread(printed["forward_s"], "g"),
             _of(backward), spread(printed["backward_s"], "g"), f"{beta:.2f}",
