@@ -129,6 +129,14 @@ def found(tmp_path: Path) -> Found:
     return Found("ResNet-18", "Fashion-MNIST, not CIFAR-10", comparison)
 
 
+def test_the_command_of_an_exhibit_can_be_typed_again(found: Found) -> None:
+    asked = {"task": "digits", "lr": None, "stop_at_target": False, "prepass_epochs": 0.0, "trace": True}
+    found.comparison.content["config"] = {**asked, "methods": "sgd,async-lu:lanes=2", "delay": "rank=1;rank=2"}
+    assert found.command == (
+        "asyncprop compare digits --prepass-epochs 0.0 --trace --methods sgd,async-lu:lanes=2 --delay 'rank=1;rank=2'"
+    )
+
+
 def table_of(blocks: list) -> TableBlock:
     return next(block for block in blocks if isinstance(block, TableBlock))
 

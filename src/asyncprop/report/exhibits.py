@@ -47,10 +47,12 @@ class Found:
     @property
     def command(self) -> str:
         """Return the command that makes these runs."""
-        options = {key: value for key, value in self.comparison.content["config"].items() if value is not None}
-        task = options.pop("task")
-        given = " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in options.items())
-        return f"asyncprop compare {task} {given}"
+        options = dict(self.comparison.content["config"])
+        words = ["asyncprop", "compare", str(options.pop("task"))]
+        for key, value in options.items():
+            if value is not None and value is not False:
+                words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
 
     @property
     def methods(self) -> list[str]:
