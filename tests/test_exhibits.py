@@ -137,6 +137,13 @@ def test_the_command_of_an_exhibit_can_be_typed_again(found: Found) -> None:
     )
 
 
+def test_so_can_the_command_of_a_benchmark() -> None:
+    from asyncprop.exhibits.reproduce import _bench_command
+
+    figures = {"workloads": [{"name": "mlp"}], "processes": 3, "rounds": 1, "seconds": 0.5}
+    assert _bench_command(figures) == "asyncprop bench engine --workloads mlp --processes 3 --rounds 1 --seconds 0.5"
+
+
 def table_of(blocks: list) -> TableBlock:
     return next(block for block in blocks if isinstance(block, TableBlock))
 

@@ -105,12 +105,7 @@ def _bench(workload: str, request: Request, messages: TextIO) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     scale = request.scale
     figures = bench_engine(
-        workload,
-        processes=scale.bench_rounds,
-        rounds=1,
-        seconds=scale.bench_seconds,
-        sweep=False,
-        messages=messages,
+        workload, processes=scale.bench_processes, rounds=1, seconds=scale.bench_seconds, sweep=False, messages=messages
     )
     write_json(file, figures)
     return figures
@@ -125,8 +120,15 @@ def _section(
     blocks: list[Block] = list(_blocks(exhibit, used, benches, command))
     if exhibit.name.startswith("table"):
         blocks.append(TextBlock(f"In the paper: {published(exhibit.name).place}."))
-    blocks += [TextBlock(found.command, is_code=True) for found in used]
+    commands = [found.command for found in used] + [_bench_command(benches[workload]) for _, workload in exhibit.bench]
+    blocks += [TextBlock(command, is_code=True) for command in commands]
     return Section(f"{title} [{on}]" if on else title, blocks)
+
+
+def _bench_command(figures: dict[str, Any]) -> str:
+    """Return the command that measures a workload as it was measured."""
+    options = " ".join(f"--{key} {figures[key]}" for key in ("processes", "rounds", "seconds"))
+    return f"asyncprop bench engine --workloads {figures['workloads'][0]['name']} {options}"
 
 
 def _numbered(name: str) -> str:

@@ -19,7 +19,7 @@ class Scale:
         virtual: of those in virtual time, which need this machine's time for every device's work.
         throughput: of runs on noise, whose speed is.
         times: of the runs that time passes, or trace them.
-        bench_rounds, bench_seconds: of `asyncprop bench engine`.
+        bench_processes, bench_seconds: of `asyncprop bench engine`: starts of its processes, length of a measurement.
         real: whether these options hold on the paper's own data, too; if not, those take the recipe's.
     """
 
@@ -30,7 +30,7 @@ class Scale:
     virtual: Options
     throughput: Options
     times: Options
-    bench_rounds: int = 5
+    bench_processes: int = 5
     bench_seconds: float = 1.0
     real: bool = field(default=True)
 

@@ -157,10 +157,8 @@ def _rates(paper: Published, founds: Sequence[Found]) -> list[Block]:
 def speed_ups(paper: Published, benches: dict[str, Row]) -> list[Block]:
     """Tables 7 and 8: how much faster than one device several are."""
     lines = []
-    commands = []
     for network, figures in benches.items():
         (workload,) = figures["workloads"]
-        commands.append(str(figures["environment"]["command"]))
         measured = workload["rounds"]
         for method in (str(row["method"]) for row in paper.rows if row["network"] == network):
             key = method.replace("-", "_")
