@@ -87,6 +87,16 @@ def test_at_full_scale_the_papers_data_take_the_papers_recipe() -> None:
     assert get_scale("small").options("throughput", is_real=True) == get_scale("small").images
 
 
+TEST_SAMPLES = {"fashion-mnist": 10_000, "rotten-tomatoes": 1_890, "synthetic-imagenet": 32}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_scale_asks_for_more_than_a_stand_in_has(scale: str) -> None:
+    for study in STUDIES.values():
+        options = get_scale(scale).options(study.kind, is_real=False)
+        assert options.get("test_samples", 0) <= TEST_SAMPLES[study.stand_in]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_leaves_each_virtual_device_a_batch(scale: str) -> None:
     options, recipe = get_scale(scale).virtual, TASKS["fashion-mnist"].recipe
