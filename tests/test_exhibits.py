@@ -154,6 +154,24 @@ def test_so_can_the_command_of_a_benchmark() -> None:
     assert _bench_command(figures) == "asyncprop bench engine --workloads mlp --processes 3 --rounds 1 --seconds 0.5"
 
 
+def test_a_benchmark_measures_what_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    import asyncprop.exhibits.reproduce as made
+
+    asked = []
+
+    def measure(workload, entries, processes, rounds, seconds):
+        asked.append((workload.name, sorted(name for entry in entries for name in entry.kinds), processes))
+        return {name: [2.0] for name in made.COMPARED}
+
+    monkeypatch.setattr(made, "measure", measure)
+    request = Request(get_scale("tiny"), "tiny", tmp_path)
+    first, again = (made._bench("mlp", request, StringIO()) for _ in range(2))
+    assert asked == [("mlp", ["async_lu", "ddp", "sgd_one_thread"], 1)]
+    assert first["workloads"] == again["workloads"]
+
+
 def table_of(blocks: list) -> TableBlock:
     return next(block for block in blocks if isinstance(block, TableBlock))
 

@@ -24,7 +24,6 @@ from asyncprop.report.published import published
 from asyncprop.runs import environment, write_json
 from asyncprop.tasks import get_task
 
-
 COMPARED = {"sgd_one_thread", "async_lu", "ddp"}
 """What `bench engine` calls what the paper's speed-ups compare."""
 
