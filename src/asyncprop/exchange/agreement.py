@@ -24,6 +24,9 @@ class Agreement:
     Args:
         members: who they are; all call `mean` in the same turn.
         store: to make process groups in.
+
+    Attributes:
+        totals: of the weights of all that made the last mean, by layer.
     """
 
     def __init__(self, members: Members, store: Store) -> None:
@@ -31,7 +34,7 @@ class Agreement:
         self._store = store.clone()  # type: ignore[attr-defined]  # connecting waits in it: it must be nobody else's
         self._group: Any = None
         self._among: tuple[int, ...] = ()
-        self._groups = 0
+        self.totals: list[float] = []
 
     def forget(self) -> None:
         """Make a new process group next time: this rank has missed what the others did with the old one."""
@@ -63,6 +66,7 @@ class Agreement:
                 means = None
             votes = self._members.gather(means is not None)
             if means is not None and all(votes.values()) and self._members.among == among:
+                self.totals = [sum(given[member][layer] for member in among) for layer in range(len(layers))]
                 return means
             self.forget()
 
