@@ -118,26 +118,21 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two faults")
-    parser.add_argument("--timeout", type=float, default=5.0, help="of silence, in seconds")
+    parser.add_argument("--timeout-s", type=float, default=5.0, help="of silence, in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for what was done and found")
-    own, _, train_options = " ".join(sys.argv[1:]).partition(" -- ")
-    given = parser.parse_args(own.split())
-    options = [
-        *train_options.split(),
-        "--method",
-        "layup",
-        "--ranks",
-        str(given.ranks),
-        "--timeout",
-        str(given.timeout),
-    ]
-    with command(*options, "--replacements", str(given.faults), "--out", str(given.out), patience_s=3600.0) as train:
+    middle = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given = parser.parse_args(sys.argv[1:middle])
+    options = (
+        *sys.argv[middle + 1 :], "--method", "layup", "--ranks", str(given.ranks), "--timeout-s", str(given.timeout_s),
+        "--replacements", str(given.faults), "--out", str(given.out),
+    )  # fmt: skip
+    with command(*options, patience_s=3600.0) as train:
         address = train.read_until(lambda line: "--join" in line).split()[-1]
         train.read_epochs(1)
         log = threading.Thread(target=train.read_to_the_end, daemon=True)
         log.start()
-        chaos = Chaos(train, given.out, address, given.timeout, given.seed)
+        chaos = Chaos(train, given.out, address, given.timeout_s, given.seed)
         chaos.strike(given.faults, given.every)
         code = chaos.wait()
         log.join()

@@ -14,7 +14,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train with three ranks; kill the first and let it be replaced; freeze another, and let it go on; stop."""
     out = tmp_path_factory.mktemp("faults") / "run"
     with command(
-        "digits", "--method", "layup", "--ranks", "3", "--replacements", "1", "--timeout", "1", "--epochs", "100000",
+        "digits", "--method", "layup", "--ranks", "3", "--replacements", "1", "--timeout-s", "1", "--epochs", "100000",
         "--batch-size", "8", "--out", str(out),
     ) as train:  # fmt: skip
         train.read_epochs(1)

@@ -50,7 +50,7 @@ def hosts() -> Iterator[list[tuple[str, str, str]]]:
 def rank(host: tuple[str, str, str], number: int, store: str, out: Path) -> AbstractContextManager[Command]:
     name, interface, _ = host
     return command(
-        "digits", "--method", "layup", "--timeout", "3", "--epochs", "100000", "--batch-size", "8", "--out", str(out),
+        "digits", "--method", "layup", "--timeout-s", "3", "--epochs", "100000", "--batch-size", "8", "--out", str(out),
         prefix=("ip", "netns", "exec", name), patience_s=PATIENCE_S,
         environment={**place(number, 2, f"{store}:29500"), "GLOO_SOCKET_IFNAME": interface},
     )  # fmt: skip

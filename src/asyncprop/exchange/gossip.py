@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement
-from asyncprop.exchange.members import Members
+from asyncprop.exchange.members import TIMEOUT_S, Members
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
 from asyncprop.exchange.receiver import Receiver
@@ -69,7 +69,7 @@ class LayerGossip(Exchange):
         probability: float = 1.0,
         bucket_bytes: int = BUCKET_BYTES,
         wire: WireType = "exact",
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         seed: int = 0,
         members: Members | None = None,
     ) -> None:
