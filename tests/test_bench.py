@@ -9,7 +9,7 @@ import torch
 from asyncprop import Decoupled
 from asyncprop.bench import exchange, gpu, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
-from asyncprop.bench.engine import entries, figures
+from asyncprop.bench.engine import Entry, entries, figures, measure
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.trace import bench_trace
 from asyncprop.bench.virtual import bench_virtual
@@ -81,6 +81,21 @@ def test_what_is_measured() -> None:
     assert names == set(MEASURED)
     assert len(entries(True)) > len(entries(False))
     assert choose("mlp, lstm") == [WORKLOADS["mlp"], WORKLOADS["lstm"]]
+
+
+def test_every_contestant_is_started_anew_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    start = Contestant.__init__
+
+    def noted(self: Contestant, kinds: Any, *rest: Any) -> None:
+        started.append(kinds)
+        start(self, kinds, *rest)
+
+    monkeypatch.setattr(Contestant, "__init__", noted)
+    pair = Entry({"one": Loop(1), "other": Loop(1)})
+    measured = measure(SMALL, [Entry({"limit": Loop(1)}), pair], processes=2, rounds=2, seconds=1e-3)
+    assert len(started) == 4
+    assert {name: len(seconds) for name, seconds in measured.items()} == {"limit": 4, "one": 8, "other": 8}
 
 
 def test_the_worst_case_of_memory_is_forced() -> None:

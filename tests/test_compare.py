@@ -41,6 +41,8 @@ def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
         ({"target": "1.5"}, "target must be a number"),
         ({"task": "mnist"}, "task must be one of"),
         ({"tune": "lr"}, "tune must be like"),
+        ({"stop_at_target": True, "target": "worst-best"}, "stop-at-target must have a number as target"),
+        ({"stop_at_target": True, "tune": "lr=1,2"}, "stop-at-target must have .* nothing to tune"),
         ({"devices": 2}, "devices and speeds are of virtual time"),
         ({"tune": "colour=1"}, "tune must be like"),
         ({"tune": "seed=1,2"}, "tune must be like"),
@@ -66,6 +68,17 @@ def test_a_comparison_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "out" / "sgd_seed-0" / "result.json").unlink()
     third = compare(config, tmp_path / "out", io.StringIO())  # goes on from its checkpoint: nothing is left to train
     assert third["rows"][0]["best_accuracy_mean"] == made["rows"][0]["best_accuracy_mean"]
+
+
+def test_runs_end_at_the_target_where_that_is_all(tmp_path: Path) -> None:
+    options = {**SMALL, "epochs": 4, "methods": "sgd", "seeds": 1, "stop_at_target": True}
+    made = compare(CompareConfig(target="0.01", **options), tmp_path / "out", io.StringIO())
+    result = json.loads((tmp_path / "out" / "sgd_seed-0" / "result.json").read_text())
+    assert (made["rows"][0]["reached"], result["epochs"], result["epochs_to_target"]) == (1, 1, 1)
+    with pytest.raises(ValueError, match="differs in target"):
+        compare(CompareConfig(target="0.02", **options), tmp_path / "out", io.StringIO())
+    missed = compare(CompareConfig(target="1", **{**options, "epochs": 2}), tmp_path / "other", io.StringIO())
+    assert (missed["rows"][0]["reached"], missed["epochs"]) == (0, 2)
 
 
 def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
@@ -134,6 +147,10 @@ def test_rows_with_a_target_that_was_given() -> None:
     assert a["best_accuracy_std"] == pytest.approx(0.05 * 2**0.5)
     assert (a["reached"], a["time_to_target_s_mean"], a["epochs_to_target_mean"]) == (1, 4.0, 2.0)
     assert (b["reached"], b["time_to_target_s_mean"], b["time_to_target_s_std"]) == (1, 8.0, None)
+    assert (a["crosses_target_s_mean"], b["crosses_target_s_mean"]) == (
+        pytest.approx(2 + 2 * 0.34 / 0.4),
+        pytest.approx(4 + 4 * 0.64 / 0.65),
+    )
     assert a["peak_memory_bytes"] == 20
     assert b["epochs_to_own_best_mean"] == 1.5
 
@@ -142,6 +159,9 @@ def test_rows_with_the_best_of_the_worst_run_as_target() -> None:
     made = comparison(RESULTS, None)
     assert made["target"] == 0.6
     assert [row["reached"] for row in made["rows"]] == [2, 2]
+    a, b = made["rows"]
+    assert a["crosses_target_s_mean"] == pytest.approx((2 + 2 * 0.1 / 0.4 + 2) / 2)  # the second began above it
+    assert b["crosses_target_s_mean"] == pytest.approx((2 + 4 + 4 * 0.4 / 0.65) / 2)
 
 
 def test_a_target_that_nobody_reached() -> None:
@@ -150,7 +170,7 @@ def test_a_target_that_nobody_reached() -> None:
     assert made["rows"][0]["time_to_target_s_mean"] is None
     stream = io.StringIO()
     print_comparison(made, stream)
-    assert stream.getvalue().count("not reached (0 of 2)") == 4
+    assert stream.getvalue().count("not reached (0 of 2)") == 6
     assert "| a | 0.8500 ± 0.0707 |" in comparison_markdown(made)
     json.dumps(made)
 

@@ -18,8 +18,8 @@ def comparison(delay: str | None, times: dict[str, float | None], **config: Any)
         "config": {"task": "digits", "epochs": 2, "delay": delay, **config},
         "environment": dict.fromkeys(("command", "commit", "torch", "python", "cores", "processor", "started"), "x"),
         "rows": [
-            {"method": method, "n": 3, "reached": 3 if seconds else 1, "time_to_target_s_mean": seconds or 1.0,
-             "time_to_target_s_std": 0.5}
+            {"method": method, "n": 3, "reached": 3 if seconds else 1, "crosses_target_s_mean": seconds or 1.0,
+             "crosses_target_s_std": 0.5}
             for method, seconds in times.items()
         ],
     }  # fmt: skip

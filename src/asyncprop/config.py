@@ -19,6 +19,9 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Count | None = Field(None, description="Passes over the training data. Default: the recipe's.")
+    stop_at_target: bool = Field(
+        False, description="End a run at its first epoch that reaches the target: its time is all that is asked for."
+    )
     batch_size: Count | None = Field(None, description="Samples per batch. Default: the recipe's.")
     lr: Rate | None = Field(None, description="Peak learning rate; scales the warm-up. Default: the recipe's.")
     momentum: Share | None = Field(

@@ -23,6 +23,7 @@ Seconds = dict[str, list[float]]
 def bench_engine(
     names: str | None,
     *,
+    processes: int,
     rounds: int,
     seconds: float,
     sweep: bool,
@@ -32,7 +33,9 @@ def bench_engine(
 
     Args:
         names: of the workloads, separated by commas; None for all.
-        rounds: how often; medians are taken.
+        processes: how often every contestant is started anew: processes of one kind differ by 5 %, by where their
+            memory happens to lie, which more rounds in the same processes would not average out.
+        rounds: how often all of them are measured each time; medians over everything are taken.
         seconds: length of one measurement.
         sweep: whether other numbers of threads and lanes are measured, too.
         messages: where progress is told.
@@ -40,9 +43,10 @@ def bench_engine(
     workloads = []
     for workload in choose(names):
         print(f"{workload.name} ...", file=messages, flush=True)
-        workloads.append(figures(workload, _measure(workload, rounds, seconds, sweep)))
+        workloads.append(figures(workload, measure(workload, entries(sweep), processes, rounds, seconds)))
         print(_in_short(workloads[-1]), file=messages, flush=True)
-    return {"workloads": workloads, "rounds": rounds, "seconds": seconds, "environment": environment()}
+    options = {"processes": processes, "rounds": rounds, "seconds": seconds}
+    return {"workloads": workloads, **options, "environment": environment()}
 
 
 def figures(workload: Workload, measured: Seconds) -> dict[str, Any]:
@@ -115,24 +119,31 @@ def entries(sweep: bool) -> list[Entry]:
     ]
 
 
-def _measure(workload: Workload, rounds: int, seconds: float, sweep: bool) -> Seconds:
+def measure(workload: Workload, all_entries: list[Entry], processes: int, rounds: int, seconds: float) -> Seconds:
+    """Start all entries' processes, measure them in turn `rounds` times, end them; and that `processes` times."""
     measured: Seconds = {}
-    with ExitStack() as stack:
-        pairs = [
-            (entry, stack.enter_context(Contestant(tuple(entry.kinds.values()), workload, entry.ranks)))
-            for entry in entries(sweep)
-        ]
-        fastest = min(
-            contestant.measure(LEAST_BATCHES, which)  # to warm up, too
-            for entry, contestant in pairs
-            for which in range(len(entry.kinds))
-        )
-        count = max(LEAST_BATCHES, round(seconds / fastest))
-        for turn in range(rounds):
-            for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
-                slices, least = (PAIR_SLICES, LEAST_IN_SLICE) if len(entry.kinds) > 1 else (1, LEAST_BATCHES)
-                batches = max(least, count // (entry.ranks * slices))
-                for _ in range(slices):
-                    for which, name in enumerate(entry.kinds):
-                        measured.setdefault(name, []).append(contestant.measure(batches, which))
+    for _ in range(processes):
+        with ExitStack() as stack:
+            pairs = [
+                (entry, stack.enter_context(Contestant(tuple(entry.kinds.values()), workload, entry.ranks)))
+                for entry in all_entries
+            ]
+            fastest = min(
+                contestant.measure(LEAST_BATCHES, which)  # to warm up, too
+                for entry, contestant in pairs
+                for which in range(len(entry.kinds))
+            )
+            count = max(LEAST_BATCHES, round(seconds / fastest))
+            for turn in range(rounds):
+                for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
+                    _measure_entry(entry, contestant, count, measured)
     return measured
+
+
+def _measure_entry(entry: Entry, contestant: Contestant, count: int, measured: Seconds) -> None:
+    """Measure an entry's kinds on `count` batches of the whole machine each, and add what they took to `measured`."""
+    slices, least = (PAIR_SLICES, LEAST_IN_SLICE) if len(entry.kinds) > 1 else (1, LEAST_BATCHES)
+    batches = max(least, count // (entry.ranks * slices))
+    for _ in range(slices):
+        for which, name in enumerate(entry.kinds):
+            measured.setdefault(name, []).append(contestant.measure(batches, which))

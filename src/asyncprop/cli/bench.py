@@ -47,8 +47,9 @@ def _bench(
 def engine(
     *,
     workloads: str | None = None,
-    rounds: AtLeastOne = 9,
-    seconds: Seconds = 2.0,
+    processes: AtLeastOne = 5,
+    rounds: AtLeastOne = 2,
+    seconds: Seconds = 1.0,
     sweep: bool = False,
     json: JsonFile = None,
     markdown: Path | None = None,
@@ -57,7 +58,8 @@ def engine(
 
     Args:
         workloads: Names, separated by commas. Default: all.
-        rounds: How often everything is measured, in turn; medians are taken.
+        processes: How often all processes are started anew: those of one kind differ by 5 %, by luck.
+        rounds: How often everything is measured each time, in turn; medians over everything are taken.
         seconds: Length of one measurement.
         sweep: Measure other numbers of threads and lanes, too.
         json: File to write the figures to.
@@ -67,7 +69,9 @@ def engine(
     from asyncprop.report.tables import engine_markdown, print_bench
 
     def measure() -> Figures:
-        return bench_engine(workloads, rounds=rounds, seconds=seconds, sweep=sweep, messages=sys.stderr)
+        return bench_engine(
+            workloads, processes=processes, rounds=rounds, seconds=seconds, sweep=sweep, messages=sys.stderr
+        )
 
     return _bench(measure, print_bench, json, markdown, engine_markdown)
 

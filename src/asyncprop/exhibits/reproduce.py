@@ -105,7 +105,12 @@ def _bench(workload: str, request: Request, messages: TextIO) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     scale = request.scale
     figures = bench_engine(
-        workload, rounds=scale.bench_rounds, seconds=scale.bench_seconds, sweep=False, messages=messages
+        workload,
+        processes=scale.bench_rounds,
+        rounds=1,
+        seconds=scale.bench_seconds,
+        sweep=False,
+        messages=messages,
     )
     write_json(file, figures)
     return figures

@@ -54,6 +54,8 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
     """
     task = get_task(config.task)
     target = _target(config.target, task.target)
+    if config.stop_at_target and (target is None or config.tune):
+        raise ValueError("stop-at-target must have a number as target, and nothing to tune: what is best is not sought")
     out = out or Path("compare") / time.strftime(f"%Y%m%d-%H%M%S-{config.task}")
     grid = parse_grid(config.tune) if config.tune else {}
     list(_plan(config, _variants(config), out))  # refuses what can't be run
@@ -158,7 +160,10 @@ def _variants(config: CompareConfig) -> dict[str, dict[str, str]]:
 
 def _common(config: CompareConfig) -> dict[str, Any]:
     """Return the options that all runs have in common."""
-    return config.model_dump(exclude={"methods", "seeds", "target", "tune"}, exclude_none=True)
+    common = config.model_dump(exclude={"methods", "seeds", "target", "tune"}, exclude_none=True)
+    if config.stop_at_target:
+        common["target"] = _target(config.target, get_task(config.task).target)
+    return common
 
 
 def _plan(config: CompareConfig, variants: dict[str, dict[str, str]], out: Path) -> Iterator[Planned]:
@@ -188,7 +193,7 @@ def _open_folder(out: Path, config: CompareConfig) -> None:
     if record.is_file():
         before = resolve(CompareConfig, {}, record)
         changed = [key for key in CompareConfig.model_fields if getattr(before, key) != getattr(config, key)]
-        allowed = {"methods", "seeds", "target"}  # more rows, more seeds: what was run stays valid
+        allowed = {"methods", "seeds"} | (set() if config.stop_at_target else {"target"})  # what was run stays valid
         if wrong := sorted(set(changed) - allowed):
             raise ValueError(f"out must hold the same comparison ({out} differs in {', '.join(wrong)}): choose another")
     elif out.exists() and any(out.iterdir()):

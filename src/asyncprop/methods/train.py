@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from asyncprop.checkpoint import Position
 from asyncprop.exchange import LeftOut
 from asyncprop.methods import telemetry
 from asyncprop.methods.journal import Journal
@@ -61,7 +60,7 @@ def train(
         Interrupted: if `stop` said yes.
         LeftOut: if the others took this rank for dead, and have finished.
     """
-    position, patience = session.position, session.task.recipe.early_stopping_epochs
+    position = session.position
     if run:
         observer.on_start(session, run)
     journal = Journal(session.world, run, take_over)
@@ -72,7 +71,7 @@ def train(
     if is_new:
         session.join()
     with session.trainer as trainer:
-        while position.epoch < session.epochs and not _is_stale(position, patience):
+        while not _is_over(session):
             try:
                 before = trainer.statistics()
                 _train_epoch(session, journal, trainer, observer, stop)
@@ -188,8 +187,11 @@ def _close_epoch(session: Session, journal: Journal, observer: Observer, noted: 
         observer.on_epoch(session, {**row, **noted})
 
 
-def _is_stale(position: Position, patience: int | None) -> bool:
-    return patience is not None and position.epoch - position.best_epoch >= patience
+def _is_over(session: Session) -> bool:
+    position, patience = session.position, session.task.recipe.early_stopping_epochs
+    is_stale = patience is not None and position.epoch - position.best_epoch >= patience
+    is_enough = session.config.stop_at_target and position.epochs_to_target is not None
+    return position.epoch >= session.epochs or is_stale or is_enough
 
 
 def _result(session: Session, exchanged: dict[str, float]) -> dict[str, Any]:

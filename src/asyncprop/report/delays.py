@@ -40,6 +40,8 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
 def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Return one row per delay, in order, with each method's time to target, and the first method's over it.
 
+    The time is that at which the line through the evaluations crosses the target: a step of an epoch is coarse here.
+
     Each row has `delay_s` and, by method, `mean_s` and `std_s` (None if not every run reached the target), `reached`,
     `n`, and `ratio`, the first method's mean over this one's.
     """
@@ -49,8 +51,8 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         for row in comparison["rows"]:
             whole = row["reached"] == row["n"]
             cells[row["method"]] = {
-                "mean_s": row["time_to_target_s_mean"] if whole else None,
-                "std_s": row["time_to_target_s_std"] if whole else None,
+                "mean_s": row["crosses_target_s_mean"] if whole else None,
+                "std_s": row["crosses_target_s_std"] if whole else None,
                 "reached": row["reached"],
                 "n": row["n"],
             }
@@ -94,7 +96,7 @@ def _time(cell: dict[str, Any]) -> str:
 
 
 def _title(found: dict[str, Any]) -> str:
-    return f"{found['task']}: seconds of training to {found['target']:.4g}, by delay of one rank"
+    return f"{found['task']}: seconds of training until {found['target']:.4g}, by delay of one rank"
 
 
 def print_delays(found: dict[str, Any], stream: TextIO) -> None:

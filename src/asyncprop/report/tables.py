@@ -21,7 +21,7 @@ def print_table(stream: TextIO, columns: list[str], rows: list[list[str]], *, nu
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    width = None if stream.isatty() else 200
+    width = None if stream.isatty() else 240
     Console(file=stream, width=width, highlight=False, markup=False).print(table)
 
 
@@ -38,6 +38,7 @@ COMPARISON: Columns = {
     "best": lambda row: _mean_std(row, "best_accuracy", ".4f"),
     "final": lambda row: _mean_std(row, "final_accuracy", ".4f"),
     "time to target (s)": lambda row: _to_target(row, "time_to_target_s"),
+    "crosses target (s)": lambda row: _to_target(row, "crosses_target_s"),
     "epochs to target": lambda row: _to_target(row, "epochs_to_target"),
     "time to own best (s)": lambda row: _mean_std(row, "time_to_own_best_s", ".1f"),
     "training time (s)": lambda row: _mean_std(row, "train_s", ".1f"),
