@@ -120,6 +120,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two faults")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="of silence, in seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience-s", type=float, default=900.0, help="after which the run hangs, and is killed")
     parser.add_argument("--json", type=Path, help="file for what was done and found")
     middle = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given = parser.parse_args(sys.argv[1:middle])
@@ -127,7 +128,7 @@ def main() -> int:
         *sys.argv[middle + 1 :], "--method", "layup", "--ranks", str(given.ranks), "--timeout-s", str(given.timeout_s),
         "--replacements", str(given.faults), "--out", str(given.out),
     )  # fmt: skip
-    with command(*options, patience_s=3600.0) as train:
+    with command(*options, patience_s=given.patience_s) as train:
         address = train.read_until(lambda line: "--join" in line).split()[-1]
         train.read_epochs(1)
         log = threading.Thread(target=train.read_to_the_end, daemon=True)
@@ -137,6 +138,8 @@ def main() -> int:
         code = chaos.wait()
         log.join()
     given.out.with_suffix(".log").write_text("".join(train.lines), encoding="utf-8")
+    if code:
+        return code
     result = json.loads((given.out / "result.json").read_text())
     weights = check_weights(result["history"], chaos.faults)
     names = ("ranks", "ranks_lost", "ranks_joined", "samples", "epochs", "best_metric", "final_metric", "train_s")

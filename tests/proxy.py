@@ -22,7 +22,7 @@ LISTENER = re.compile(rb"(?<=\x02\x00)(..)\x7f\x00\x00\x01(?=\x00{8})", re.DOTAL
 """Port and host in gloo's address of a listener, a sockaddr_in."""
 
 State = Literal["open", "silent", "cut"]
-"""`silent` keeps what is said until it is open again, as where packets are lost; `cut` resets connections, old and new."""
+"""`silent` keeps what is said until it is open again, as where packets are lost; `cut` resets all connections."""
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -79,6 +79,7 @@ class Relay:
         self._open.add(writer)
         if self._state == "cut":
             writer.transport.abort()
+            self._network.was_refused.set()
             return
         try:
             their_reader, their_writer = await asyncio.open_connection(HOST, self._target)
@@ -156,6 +157,7 @@ class Network:
         latency_s: seconds that each piece travels, one way.
         bytes_per_s: that go through each connection, each way.
         owners: the rank that listens, or listened, at a port.
+        was_refused: set when a rank has tried to connect to another in vain, since `links` was last called.
     """
 
     piece_bytes = 8192
@@ -163,6 +165,7 @@ class Network:
     def __init__(self, store: int) -> None:
         self.latency_s, self.bytes_per_s = 0.0, float("inf")
         self.loop = asyncio.new_event_loop()
+        self.was_refused = threading.Event()
         self.owners: dict[int, int] = {}
         self._store = store
         self._doors: list[Door] = []
@@ -187,7 +190,8 @@ class Network:
         return door
 
     def links(self, state: State) -> None:
-        """Change the state of all that is between ranks, now and from now on; what is between them and the store stays."""
+        """Change the state of all that is between ranks, now and from now on; ways to the store stay as they are."""
+        self.was_refused.clear()
         self._do(self._change(list(self._relays.values()), state, is_for_all=True))
 
     def set(self, door: Door, state: State) -> None:

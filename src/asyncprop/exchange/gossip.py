@@ -248,6 +248,7 @@ class LayerGossip(Exchange):
                 shared.neighbours = {**shared.neighbours, member: new}
             neighbour = shared.neighbours[member]
             if neighbour.thread is None and not shared.is_closed:
+                neighbour.start()
                 neighbour.thread = shared.start(f"receive-{member}", Receiver(shared, neighbour).run)
 
     def _find_members(self) -> tuple[Members, Store] | None:

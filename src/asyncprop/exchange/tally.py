@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -61,9 +60,10 @@ class GossipTally:
         square = apart = 0.0
         for name, parameter in parameters.items():
             if name in means:
-                mean = means[name].to(torch.float64)
-                apart += float((parameter.cpu().to(torch.float64) - mean).square().sum())
-                square += float(mean.square().sum())
+                pieces = zip(_pieces(parameter.detach()), _pieces(means[name]), strict=True)
+                for mine, mean in ((mine.cpu().double(), mean.double()) for mine, mean in pieces):
+                    apart += float((mine - mean).square().sum())
+                    square += float(mean.square().sum())
         self.distance = (apart / square) ** 0.5 if square else 0.0
 
     def note_weight(self, totals: Sequence[float], met: int) -> None:
@@ -75,3 +75,8 @@ class GossipTally:
         names = ("messages_sent", "bytes_sent", "messages_merged", "bytes_merged", "superseded", "late", "returned",
                  "refused", "age_s", "distance", "weight")  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of a tensor's numbers, so few at a time that what is made of them is small."""
+    return tensor.reshape(-1).split(1 << 16)
