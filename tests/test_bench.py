@@ -144,7 +144,7 @@ def test_memory_figures_are_printed() -> None:
 def test_memory_of_ranks_is_measured_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_ranks, "NAMES", (SMALL,))
     made = memory_ranks.bench_memory_of_ranks(2, io.StringIO())
-    assert all(len(row["rank_peak_bytes"]) == 2 and row["copies"] > 0 for row in made["rows"])
+    assert all(len(row["rank_peak_bytes"]) == 2 and row["parameters_bytes"] > 0 for row in made["rows"])
     stream = io.StringIO()
     print_memory_of_ranks(made, stream)
     assert "small" in stream.getvalue()

@@ -79,4 +79,5 @@ class GossipTally:
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Views of a tensor's numbers, so few at a time that what is made of them is small."""
-    return tensor.reshape(-1).split(1 << 16)
+    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(1 << 16)  # type: ignore[no-untyped-call]
+    return pieces
