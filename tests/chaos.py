@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from asyncprop.runs import environment
 from connections import interrupt
 from processes import TRAIN, Command, children, command, rows
 
@@ -147,7 +148,7 @@ def main() -> int:
     print(json.dumps(found))
     if given.json:
         told = {"command": sys.argv, "faults": [asdict(fault) for fault in chaos.faults], **found}
-        told["history"] = result["history"]
+        told |= {"history": result["history"], "environment": environment()}
         given.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return code
 
