@@ -1,5 +1,6 @@
 """Processes: running `asyncprop train`s as tests see them: read line by line, ended for certain, found by rank."""
 
+import contextlib
 import json
 import os
 import signal
@@ -62,8 +63,9 @@ class Command:
     def pid_of(self, rank: int) -> int:
         """Return the process of a rank."""
         for pid in children(self.process.pid):
-            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                return pid
+            with contextlib.suppress(OSError):  # it has just ended
+                if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    return pid
         raise AssertionError(f"no rank {rank}")
 
 
