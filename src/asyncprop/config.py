@@ -120,6 +120,11 @@ class SimulateOptions(TrainOptions):
         description="Seconds by layer: a100-resnet18 or a100-resnet50 (the paper's Table 9), or a file that asyncprop "
         "plan has written.",
     )
+    variation: Share | None = Field(
+        None,
+        description="Standard deviation over mean of the times of passes, drawn from the seed; 0: all take equally "
+        "long. Default: the costs'.",
+    )
 
 
 class SimulateConfig(SimulateOptions, TrainConfig):

@@ -126,6 +126,37 @@ def virtual(
 
 
 @app.command
+def fleets(
+    *,
+    devices: str | None = None,
+    methods: str | None = None,
+    json: JsonFile = None,
+    markdown: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Train on up to 256 virtual devices, with and without a straggler, and tell the virtual time to a target.
+
+    Args:
+        devices: How many, separated by commas. Default: 3,8,32,128,256.
+        methods: Names from `asyncprop methods`. Default: ddp,lapsgd,async-lu,layup.
+        json: File that keeps the runs; given again, those in it are not made again.
+        markdown: File to write the tables to, with how they were made.
+        plot: Picture to draw: .svg, .png or .pdf.
+    """
+    from asyncprop.bench.fleet_tables import fleets_markdown, plot_fleets, print_fleets
+    from asyncprop.bench.fleets import bench_fleets
+
+    check_writable(plot)
+
+    def show(figures: Figures, stream: TextIO) -> None:
+        print_fleets(figures, stream)
+        if plot:
+            plot_fleets(figures, plot)
+
+    return _bench(lambda: bench_fleets(devices, methods, json, sys.stderr), show, json, markdown, fleets_markdown)
+
+
+@app.command
 def trace(
     *,
     workloads: str | None = None,

@@ -102,7 +102,7 @@ def open_trainer(
     """
     row = get_method(method)
     meeting = meeting_of(method, options.exchange)
-    _refuse(options, row, meeting, extent.ranks)
+    refuse_what_it_lacks(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
     if rank is not None:
@@ -188,8 +188,18 @@ def _exchange(
     return LayerGossip(**given, seed=seed, members=members)
 
 
-def _refuse(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
-    """Refuse options that the method would not look at."""
+def refuse_what_it_lacks(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
+    """Refuse options that the method would not look at.
+
+    Args:
+        options: of the run.
+        row: the method's.
+        meeting: how its ranks meet, see `meeting_of`.
+        ranks: that train together.
+
+    Raises:
+        ValueError: naming the first.
+    """
     in_step = row.exchange in ("gradients in step", "parameters in step", "buckets in step")
     decoupled = isinstance(row.workers, Decoupled)
     meets = row.workers is not None and (ranks > 1 or row.exchange is not None)
