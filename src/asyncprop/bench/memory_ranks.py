@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from asyncprop.bench.memory import BATCHES, give_memory_back, measure_alone, peak_bytes
-from asyncprop.bench.workloads import WORKLOADS, Workload, set_threads
+from asyncprop.bench.workloads import Workload, set_threads
 from asyncprop.runs import environment
 
-NAMES = (Workload("mlp-width2048", "synthetic-vectors", width=2048), WORKLOADS["resnet50"])
+NAMES = (
+    Workload("mlp-width2048", "synthetic-vectors", width=2048),
+    Workload("resnet18-width64", "synthetic-images", width=64, batch_size=8),
+)
 """Workloads with so many parameters that the rest of a process is small beside them."""
 
 
