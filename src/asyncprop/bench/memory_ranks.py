@@ -60,6 +60,8 @@ def measure_ranks(workload: Workload, ranks: int) -> list[int]:
             processes.append(process)
         try:
             return [pipe.recv() for pipe in pipes]
+        except EOFError:
+            raise RuntimeError(f"a rank that trained {workload.name} has failed: see above") from None
         finally:
             for process in processes:
                 process.kill()
