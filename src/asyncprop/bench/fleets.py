@@ -125,7 +125,7 @@ def _points(devices: tuple[int, ...], methods: list[str], runs: list[dict[str, A
 
 
 def _seconds(run: dict[str, Any]) -> float:
-    return run["time_to_target_s"] or math.inf
+    return float(run["time_to_target_s"] or math.inf)
 
 
 def _of(runs: list[dict[str, Any]], point: Point) -> dict[str, Any] | None:
