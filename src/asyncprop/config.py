@@ -58,7 +58,7 @@ class Options(BaseModel):
     wire: Literal["exact", "bf16"] | None = Field(
         None, description="bf16 halves what gossip sends, and rounds what it brings. Default: exact."
     )
-    timeout: Rate | None = Field(
+    timeout_s: Rate | None = Field(
         None, description="Seconds of silence after which gossip goes on without a rank. Default: 10."
     )
     prepass_epochs: Annotated[float, Field(ge=0)] | None = Field(

@@ -179,15 +179,19 @@ def trace(
 
 
 @app.command
-def memory(*, json: JsonFile = None) -> int:
+def memory(*, ranks: AtLeastOne = 1, json: JsonFile = None) -> int:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 
     Args:
+        ranks: With 2 and more, measure instead a rank that gossips with so many, in copies of the parameters.
         json: File to write the figures to.
     """
     from asyncprop.bench.memory import bench_memory
-    from asyncprop.report.tables import print_memory
+    from asyncprop.bench.memory_ranks import bench_memory_of_ranks
+    from asyncprop.report.tables import print_memory, print_memory_of_ranks
 
+    if ranks > 1:
+        return _bench(lambda: bench_memory_of_ranks(ranks, sys.stderr), print_memory_of_ranks, json)
     return _bench(lambda: bench_memory(sys.stderr), print_memory, json)
 
 

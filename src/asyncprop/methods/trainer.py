@@ -24,9 +24,6 @@ from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
-TIMEOUT_S = 10.0
-"""Of silence, after which gossip goes on without a rank."""
-
 
 class Trainer(Protocol):
     """A context manager that trains on batches and reports each."""
@@ -186,9 +183,9 @@ def _exchange(
         return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
     if alone:
         return None
-    names = ("topology", "period", "probability", "bucket_bytes", "wire")
+    names = ("topology", "period", "probability", "bucket_bytes", "wire", "timeout_s")
     given: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return LayerGossip(**given, timeout_s=options.timeout or TIMEOUT_S, seed=seed, members=members)
+    return LayerGossip(**given, seed=seed, members=members)
 
 
 def refuse_what_it_lacks(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
@@ -216,7 +213,7 @@ def refuse_what_it_lacks(options: Options, row: Method, meeting: str | None, ran
         "prepass_epochs": row.partition is not None or row.exchange == "parameters in step",
         "exchange": row.workers is not None and ranks > 1,
         "period": row.exchange == "parameters in step" or meets,
-        **dict.fromkeys(("topology", "probability", "bucket_bytes", "wire", "timeout"), gossips),
+        **dict.fromkeys(("topology", "probability", "bucket_bytes", "wire", "timeout_s"), gossips),
         "comm_hook": row.exchange == "gradients in step",
     }
     for name, fits in fitting.items():
