@@ -37,6 +37,20 @@ def test_runs_are_kept_and_each_method_has_its_best(small: None, tmp_path, monke
         plot_fleets(found, tmp_path / "fleets.txt")
 
 
+def test_a_sweep_ends_where_smaller_steps_are_slower(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "GRID", ((0.4, 0.0), (0.2, 0.0), (0.1, 0.0), (0.05, 0.0)))
+    seconds = {0.4: None, 0.2: 3.0, 0.1: 4.0, 0.05: 1.0}
+
+    def run(point: Point) -> dict[str, Any]:
+        return {"time_to_target_s": seconds[point.lr], "best_metric": 0.0, "computing_s": 0.0}
+
+    monkeypatch.setattr(fleets, "_run", run)
+    found = bench_fleets("2", "ddp", None, io.StringIO())
+    assert [(made["lr"], made["straggler"]) for made in found["runs"]] == [
+        (0.4, False), (0.2, False), (0.1, False), (0.2, True),
+    ]  # fmt: skip
+
+
 def test_a_straggler_is_a_rank_or_where_there_is_one_replica_a_worker() -> None:
     point: dict[str, Any] = {"devices": 3, "straggler": True, "lr": 0.1, "momentum": 0.0, "seed": 0}
     delays = [Point(method=method, **point).config.delay for method in ("layup", "async-lu")]

@@ -31,7 +31,7 @@ from asyncprop.simulate.loop import VirtualLoop
 from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
 
-NOT_MODELLED = ("bucket_bytes", "wire", "timeout", "comm_hook")
+NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook")
 
 
 class SimulatedSession(Session):
