@@ -1,19 +1,21 @@
 """Bench: its arithmetic, its contestants and its workloads. Never a time that a test depends on."""
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from asyncprop import Decoupled
-from asyncprop.bench import exchange, gpu, memory_ranks, partition
+from asyncprop import Coupled, Decoupled
+from asyncprop.bench import exchange, gpu, memory_ranks, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import Entry, entries, figures, measure
 from asyncprop.bench.memory import AllForwardFirst
-from asyncprop.bench.trace import bench_trace
 from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
+from asyncprop.report.plans import plans_markdown, print_plans
 from asyncprop.report.tables import (
     print_bench,
     print_exchange,
@@ -21,8 +23,13 @@ from asyncprop.report.tables import (
     print_memory,
     print_memory_of_ranks,
     print_partition,
+    print_trace,
+    trace_markdown,
 )
 from asyncprop.simulate.advice import print_virtual
+from asyncprop.simulate.choices import Choice
+from asyncprop.simulate.costs import LayerCosts
+from asyncprop.simulate.planning import Plan
 
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
 MEASURED = {
@@ -161,8 +168,47 @@ def test_predictions_stand_beside_measurements(monkeypatch: pytest.MonkeyPatch) 
     assert "small" in stream.getvalue()
 
 
+def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "SHAPES", {"small": SMALL, "other": SMALL})
+    made = plan.bench_plan("small", rounds=2, seconds=1e-3, passes=4, messages=io.StringIO())
+    (row,) = made["rows"]
+    labels = [choice["choice"] for choice in row["choices"]]
+    assert {"SGD, 1 intra-op thread", row["advised"], row["best"]} <= set(labels)
+    assert all(len(choice["rounds_s"]) == 2 for choice in row["choices"])
+    assert row["best_s"] == min(choice["measured_s"] for choice in row["choices"])
+    earlier = tmp_path / "plan.json"
+    earlier.write_text(json.dumps({"rows": [{"name": "other"}, {"name": "small"}]}))
+    assert plan.merge(made, earlier)["rows"] == [row, {"name": "other"}]
+    assert plan.merge(made, None) is made
+    stream = io.StringIO()
+    print_plans(made, stream)
+    assert row["advised"] in stream.getvalue()
+    assert f"| small | {row['advised']} |" in plans_markdown(made)
+
+
+def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
+    choices = [Choice(Coupled(2, 1), 1.0, 0.5, "", 0), Choice(None, 2.0, 0.0, "", 0)]
+    costs = LayerCosts((), (), (), ())
+    made = plan.figures(
+        SMALL, Plan((), costs, costs, 0, 0, tuple(choices), choices[1]), [[1.0, 2.0, 9.0], [2.0, 3.0, 9.0]]
+    )
+    assert (made["best"], made["best_s"], made["advised_s"]) == ("2 coupled workers", 2.0, 3.0)
+    assert made["ratio"] == 1.5  # the median of 2, 1.5 and 1
+
+
 def test_tracing_is_measured_against_free_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WORKLOADS, "small", SMALL)
-    (row,) = bench_trace("small", rounds=2, batches=4, messages=io.StringIO())["rows"]
-    assert row["free_ratio"] == 1.0
+    made = trace.bench_trace("small", rounds=2, seconds=1e-3, messages=io.StringIO())
+    (row,) = made["rows"]
+    assert (row["free_ratio"], row["free_error"]) == (1.0, 0.0)
     assert min(row["traced_ratio"], row["ordered_ratio"]) > 0
+    stream = io.StringIO()
+    print_trace(made, stream)
+    assert "small" in stream.getvalue()
+    assert trace_markdown(made).startswith("# Cost of tracing and ordering: medians of 2 rounds' ratios")
+
+
+def test_costs_of_tracing_are_medians_with_their_errors() -> None:
+    row = trace.figures(SMALL, {"free": [1.0, 2.0, 4.0], "traced": [1.1, 2.0, 4.8]})
+    assert row["traced_ratio"] == pytest.approx(1.1)
+    assert row["traced_error"] == pytest.approx(1.25 * 0.1 / 3**0.5)

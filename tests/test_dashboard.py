@@ -1,6 +1,7 @@
 """Dashboard and loggers: what a running trainer shows, and what a tracker is told."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from asyncprop.config import TrainConfig
-from asyncprop.dashboard import BAR, Dashboard, recent_staleness
+from asyncprop.dashboard import BAR, Dashboard, against_limit, recent_staleness
 from asyncprop.loggers import STEPS, Logged, tensorboard_observer
 from asyncprop.methods.session import Session
 from asyncprop.methods.train import train
@@ -23,9 +24,9 @@ def seen(worked_s: float, versions: tuple[int, ...], staleness: tuple[float, ...
     return Statistics(0, 0, 0, 1, 2, layers, versions, staleness, 0.5, 1, threads)
 
 
-def drawn(dashboard: Dashboard, width: int = 80) -> list[str]:
+def drawn(dashboard: Dashboard, width: int = 80, limit: float | None = None) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=width).print(dashboard.draw(width))
+    Console(file=stream, width=width).print(dashboard.draw(width, limit))
     return stream.getvalue().splitlines()
 
 
@@ -40,6 +41,17 @@ def test_threads_are_shown_by_what_they_did_lately() -> None:
     assert second.count("█") == 0
     assert "1 of 2 lanes in flight, 0.50 passes wait in the mean" in queue
     assert "first layer  █ last; █ = 3.00" in strip  # the second layer's two updates were 3 stale in the mean
+
+
+def test_throughput_stands_against_the_limit() -> None:
+    dashboard = Dashboard()
+    for second, samples in ((0.0, 0), (1.0, 300)):
+        dashboard.add(replace(seen(0.0, (1, 1), (0.0, 0.0)), samples=samples), now_s=second)
+    (line,) = [line for line in drawn(dashboard, limit=1200.0) if "machine" in line]
+    assert line.count("█") == BAR // 4
+    assert "300 samples/s, 25% of an estimated limit of 1,200" in line
+    assert not [line for line in drawn(dashboard) if "machine" in line]
+    assert against_limit(1234.5, None) == "1,234 samples/s"
 
 
 def test_what_is_long_ago_is_forgotten() -> None:

@@ -48,8 +48,9 @@ def modules_of(path: Path) -> set[str]:
 def test_imports_point_down(path: Path) -> None:
     place = ORDER.index(part_of(path))
     above = {name for name in imports_of(path) if ORDER.index(name) > place}
-    # The tiny ResNet of the tests is the tasks' own.
-    assert not above - {"testing": {"tasks"}}.get(part_of(path), set())
+    # The tiny ResNet of the tests is the tasks' own. A plan runs engines, and an engine may be asked to let one choose.
+    known = {"testing.py": {"tasks"}, "engine/auto.py": {"simulate"}}
+    assert not above - known.get(path.relative_to(HOUSE).as_posix(), set())
 
 
 def test_report_reads_files_and_trains_nothing() -> None:

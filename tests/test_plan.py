@@ -9,9 +9,10 @@ import torch
 import asyncprop as ap
 from asyncprop.engine import Coupled, Decoupled
 from asyncprop.simulate import Machine, read_costs
+from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
-from asyncprop.simulate.planning import Choice, _best, activations_bytes, plan
+from asyncprop.simulate.planning import activations_bytes, plan
 from asyncprop.simulate.predict import predict
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
@@ -114,11 +115,25 @@ def choice(seconds: float, staleness: float, workers=None) -> Choice:
     return Choice(workers, seconds, staleness, "", 0)
 
 
+def test_what_may_be_fastest_is_tried() -> None:
+    slow, fast, wide = choice(1.2, 0.0, Coupled(1)), choice(1.0, 0.5, Coupled(2)), choice(0.9, 0.9, Coupled(3))
+    near, loop = choice(1.1, 0.4, Decoupled(1, 1, lanes=2)), choice(3.0, 0.0)
+    assert finalists_of([slow, fast, wide, near, loop], cores=2) == [loop, fast, near]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+def test_candidates_fill_the_cores_or_run_one_pass(cores: int) -> None:
+    for workers in candidates(cores):
+        passes = workers.lanes_on(cores)
+        assert passes == 1 or 0 <= passes - cores // (workers.intraop_threads or 0) <= 1
+        assert label(workers, 2).endswith("2 intra-op threads each")
+
+
 def test_advice_is_the_least_stale_of_the_fast() -> None:
     sgd, two, three = choice(1.0, 0.0), choice(0.7, 0.5, Coupled(2)), choice(0.69, 1.0, Coupled(3))
-    assert _best([sgd, two, three]) is two
-    assert _best([choice(0.7, 0.0), two, three]).workers is None
-    assert _best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
+    assert best([sgd, two, three]) is two
+    assert best([choice(0.7, 0.0), two, three]).workers is None
+    assert best([sgd, choice(1.0, 0.0, Coupled(1))]) is sgd
 
 
 @pytest.mark.parametrize("name", ["mlp", "lstm"])
@@ -134,6 +149,8 @@ def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     assert all(getattr(found.costs, kind)[0] > 0 for kind in KINDS[:3])
     assert {type(choice.workers) for choice in found.choices} == {type(None), Decoupled, Coupled}
     assert found.advice in found.choices
+    assert found.advice.measured
+    assert sum(choice.workers is None and choice.measured for choice in found.choices) == 2
     assert found.workers.lanes_on(2) >= 1
     with ap.Engine(model, optimizer, cross_entropy, workers=found.workers) as engine:
         assert len(list(engine.run(tiny.batches(2)))) == 2

@@ -33,6 +33,7 @@ def test_plain_lines(tmp_path: Path) -> None:
     assert lines[1].startswith("epoch 1/2  loss ")
     assert "accuracy" in lines[1]
     assert "staleness" in lines[1]
+    assert "% of an estimated limit of " in lines[1]
     assert lines[2].endswith("0 s left")
 
 

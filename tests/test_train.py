@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from asyncprop.config import TrainConfig
 from asyncprop.devices import available_cores
+from asyncprop.engine import NonFiniteError
 from asyncprop.methods import METHODS
 from asyncprop.methods.session import Session
 from asyncprop.methods.sgd import SequentialLoop
@@ -20,6 +21,7 @@ from asyncprop.methods.train import Interrupted, train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run, open_run
 from asyncprop.testing import TINY, cross_entropy, plain_loop, same_state, twins
+from asyncprop.trace import Trace
 
 
 def config(**options: Any) -> TrainConfig:
@@ -49,6 +51,15 @@ def test_every_method_learns_and_reports(method: str, tmp_path: Path) -> None:
     assert [row["epoch"] for row in result["history"]] == list(range(1, EPOCHS + 1))
     assert result["best_metric"] == max(row["test_metric"] for row in result["history"])
     assert session.position.samples == EPOCHS * 320
+
+
+@pytest.mark.parametrize("batches", [4, 0])
+def test_the_machine_s_limit_is_measured_in_the_warm_up(batches: int, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    result, session = run_all(tmp_path / "run", config(warm_up_batches=batches))
+    assert torch.get_num_threads() == before
+    assert result["limit_samples_per_s"] == session.limit_samples_per_s
+    assert (session.limit_samples_per_s or 0.0) > 0 if batches else session.limit_samples_per_s is None
 
 
 def test_the_loop_of_sgd_is_the_plain_loop() -> None:
@@ -156,6 +167,23 @@ def test_a_failing_run_ends_with_its_cause(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "Traceback" in errors
     assert errors.strip().splitlines()[-1].startswith("asyncprop: the run failed: NonFiniteError: the loss of batch")
+
+
+@pytest.mark.parametrize("method", ["sgd", "async-lu"])
+def test_a_failed_run_leaves_the_trace_of_what_led_to_it(method: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        run_all(tmp_path / "run", config(method=method, lr=1e30, trace=True, warm_up_batches=0))
+    assert "forward" in {event.kind for event in Trace.load(tmp_path / "run" / "trace.jsonl").events}
+
+
+def test_a_trace_that_cannot_be_saved_hides_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(trace: Trace, path: Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Trace, "save", full)
+    with pytest.raises(NonFiniteError) as failure:
+        run_all(tmp_path / "run", config(lr=1e30, trace=True, warm_up_batches=0))
+    assert failure.value.__notes__ == ["the trace could not be saved: no space left on device"]
 
 
 @pytest.mark.parametrize(

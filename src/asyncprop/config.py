@@ -31,7 +31,10 @@ class Options(BaseModel):
     width: Count | None = Field(None, description="Width of the model. Default: the task's.")
     train_samples: Count | None = Field(None, description="Train on so many samples, always the same. Default: all.")
     test_samples: Count | None = Field(None, description="Test on so many samples, always the same. Default: all.")
-    forward_threads: Count | None = Field(None, description="Threads that run forward passes. Default: the method's.")
+    forward_threads: Count | Literal["auto"] | None = Field(
+        None, description="Threads that run forward passes; auto lets a plan on the first batches choose these, "
+        "backward threads and lanes. Default: the method's."
+    )  # fmt: skip
     backward_threads: Count | None = Field(None, description="Threads that run backward passes. Default: the method's.")
     lanes: Count | None = Field(
         None, description="Passes in flight at most: more hide uneven passes, fewer keep staleness and memory low."

@@ -32,8 +32,13 @@ class Dashboard:
         while len(self._seen) > 2 and now_s - self._seen[1][0] >= WINDOW_S:
             self._seen.popleft()
 
-    def draw(self, width: int) -> RenderableType:
-        """Return what is to be seen, so many characters wide; nothing before the second look."""
+    def draw(self, width: int, limit_samples_per_s: float | None = None) -> RenderableType:
+        """Return what is to be seen, so many characters wide; nothing before the second look.
+
+        Args:
+            width: of the terminal.
+            limit_samples_per_s: what the machine could give; None if that is unknown.
+        """
         if len(self._seen) < 2:
             return Text("")
         (start_s, before), (end_s, now) = self._seen[0], self._seen[-1]
@@ -42,8 +47,19 @@ class Dashboard:
         for thread in now.threads:
             share = (thread.worked_s - old.get(thread.name, 0.0)) / max(end_s - start_s, 1e-9)
             table.add_row(thread.name, _bar(share), f"{min(1.0, share):4.0%} inside passes")
+        if limit_samples_per_s:
+            rate = (now.samples - before.samples) / max(end_s - start_s, 1e-9)
+            table.add_row("machine", _bar(rate / limit_samples_per_s), against_limit(rate, limit_samples_per_s))
         depth = f"{now.in_flight} of {now.lanes} lanes in flight, {now.mean_queue_depth:.2f} passes wait in the mean"
         return Group(table, Text(depth), _strip(recent_staleness(before, now), width))
+
+
+def against_limit(samples_per_s: float, limit_samples_per_s: float | None) -> str:
+    """Return throughput in words, against what the machine could give where that is known."""
+    if not limit_samples_per_s:
+        return f"{samples_per_s:,.0f} samples/s"
+    share = samples_per_s / limit_samples_per_s
+    return f"{samples_per_s:,.0f} samples/s, {share:.0%} of an estimated limit of {limit_samples_per_s:,.0f}"
 
 
 def recent_staleness(before: Statistics, now: Statistics) -> list[float | None]:

@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live as Screen
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from asyncprop.dashboard import Dashboard
+from asyncprop.dashboard import Dashboard, against_limit
 
 if TYPE_CHECKING:
     from asyncprop.methods.session import Session
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.1
 """Seconds between two looks of the live view: it must not cost what a small batch costs."""
-ROOM = 8
+ROOM = 9
 """Lines that a terminal must have beside those for threads before they are drawn."""
 
 
@@ -151,10 +151,11 @@ class Live(Quiet):
             loss=self._loss, metric=self._metric, rate=position.samples / max(position.train_s, 1e-9),
             staleness=self._staleness,
         )  # fmt: skip
-        statistics = session.trainer.statistics()
+        statistics, limit = session.trainer.statistics(), session.limit_samples_per_s
+        limit = limit and limit / session.world.size  # statistics are of this rank
         self._dashboard.add(statistics)
         if self._console.height > len(statistics.threads) + ROOM:
-            self._screen.update(Group(self._progress, self._dashboard.draw(self._console.width)), refresh=True)
+            self._screen.update(Group(self._progress, self._dashboard.draw(self._console.width, limit)), refresh=True)
         else:
             self._screen.update(self._progress, refresh=True)
 
@@ -175,7 +176,8 @@ def epoch_line(session: Session, row: dict[str, Any]) -> str:
     left = (session.epochs - row["epoch"]) * row["train_s"] / row["epoch"]
     return (
         f"epoch {row['epoch']}/{session.epochs}  loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "
-        f"{session.task.metric} {row['test_metric']:.4f}  {row['samples_per_s']:,.0f} samples/s  "
+        f"{session.task.metric} {row['test_metric']:.4f}  "
+        f"{against_limit(row['samples_per_s'], session.limit_samples_per_s)}  "
         f"staleness {row['mean_staleness']:.2f}  {row['train_s']:.1f} s, {left:.0f} s left"
     )
 

@@ -32,10 +32,10 @@ class Loop:
 
     def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
         """Train on what is asked for."""
-        set_threads(self.threads)
         trained, batches = workload.make(), workload.batches()
         count = yield None
         while True:
+            set_threads(self.threads)  # each time: kinds that share the process have other numbers
             for _ in range(WARM_BATCHES):
                 one_step(trained, next(batches))
             start = time.perf_counter()
@@ -73,7 +73,8 @@ class Ddp:
 class Async:
     """Our engine. What is timed is its steady state: from one finished batch to the `count`-th after it.
 
-    Several ranks do not meet, unless `gossip` has the options of a LayerGossip.
+    Several ranks do not meet, unless `gossip` has the options of a LayerGossip. `traced` notes what threads do, and
+    `ordered` lets them be replayed.
     """
 
     workers: Any
@@ -81,10 +82,12 @@ class Async:
     telemetry: bool = True
     threads: int | None = None
     gossip: dict[str, Any] | None = None
+    traced: bool = False
+    ordered: bool = False
 
     def serve(self, workload: Workload, rank: int, ranks: int, meet: Path) -> Serve:
         """Train on what is asked for."""
-        from asyncprop import Engine
+        from asyncprop import Engine, Ordered, Recorder
         from asyncprop.exchange import LayerGossip
 
         if self.threads:
@@ -99,7 +102,8 @@ class Async:
             trained.optimizer,
             trained.loss,
             workers=self.workers,
-            turn="lockstep" if self.lockstep else "free",
+            turn=Ordered() if self.ordered else "lockstep" if self.lockstep else "free",
+            trace=Recorder() if self.traced else None,
             telemetry=self.telemetry,
             exchange=None if self.gossip is None else LayerGossip(**self.gossip),
         ) as engine:

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter
+from statistics import median, stdev
 from typing import Any, TextIO
 
-from asyncprop.bench.workloads import Workload, choose
-from asyncprop.devices import keep_freed_memory
-from asyncprop.engine import Decoupled, Engine
-from asyncprop.recorder import Recorder
-from asyncprop.replay import Ordered
+from asyncprop.bench.contestants import Async, Contestant, Kind
+from asyncprop.bench.workloads import WORKLOADS, Workload, choose
+from asyncprop.engine import Decoupled
 from asyncprop.runs import environment
 
 NAMES = "resnet18-width8,transformer,mlp"
-KINDS: dict[str, Callable[[], dict[str, Any]]] = {
-    "free": dict,
-    "traced": lambda: {"trace": Recorder()},
-    "ordered": lambda: {"trace": Recorder(), "turn": Ordered()},
+WORKERS = Decoupled(intraop_threads=1)
+KINDS: dict[str, Kind] = {
+    "free": Async(WORKERS),
+    "traced": Async(WORKERS, traced=True),
+    "ordered": Async(WORKERS, traced=True, ordered=True),
 }
+LEAST_BATCHES = 6
+"""Of a measurement."""
 
 
-def bench_trace(names: str | None, rounds: int, batches: int, messages: TextIO) -> dict[str, Any]:
-    """Time the steady state of each kind in turn; each row's ratios are medians of the rounds' ratios to free running.
+def bench_trace(names: str | None, rounds: int, seconds: float, messages: TextIO) -> dict[str, Any]:
+    """Time the steady state of each kind in turn, in one process, by many short measurements.
+
+    Each row's ratios are medians of the rounds' ratios to free running; their errors are those of a median.
 
     Args:
         names: of the workloads, separated by commas.
         rounds: of measuring each kind, in turn.
-        batches: of one measurement.
+        seconds: of one measurement.
         messages: where progress is told.
     """
-    keep_freed_memory()
     rows = []
-    for workload in choose(names or NAMES):
+    for workload in choose(names or NAMES, WORKLOADS):
         print(f"{workload.name} ...", file=messages, flush=True)
-        took = [{kind: _seconds(workload, KINDS[kind](), batches) for kind in _turned(turn)} for turn in range(rounds)]
-        free = median(seconds["free"] for seconds in took)
-        ratios = {f"{kind}_ratio": median(seconds[kind] / seconds["free"] for seconds in took) for kind in KINDS}
-        rows.append({"name": workload.name, "free_s": free, **ratios})
-    return {"rows": rows, "environment": environment()}
+        rows.append(figures(workload, _measure(workload, rounds, seconds)))
+    return {"rows": rows, "rounds": rounds, "seconds": seconds, "environment": environment()}
 
 
-def _turned(turn: int) -> list[str]:
+def figures(workload: Workload, measured: dict[str, list[float]]) -> dict[str, Any]:
+    """Return a workload's figures, of the seconds per batch of each kind, one per round."""
+    row: dict[str, Any] = {"name": workload.name, "free_s": median(measured["free"])}
+    for kind, seconds in measured.items():
+        ratios = [ours / free for ours, free in zip(seconds, measured["free"], strict=True)]
+        row[f"{kind}_ratio"] = median(ratios)
+        row[f"{kind}_error"] = 1.25 * stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else None
+    return {**row, "rounds": measured}
+
+
+def _measure(workload: Workload, rounds: int, seconds: float) -> dict[str, list[float]]:
     kinds = list(KINDS)
-    first = turn % len(kinds)
-    return kinds[first:] + kinds[:first]
-
-
-def _seconds(workload: Workload, options: dict[str, Any], batches: int) -> float:
-    """Return the seconds of one batch in the steady state."""
-    trained = workload.make()
-    workers = Decoupled(intraop_threads=1)
-    with Engine(trained.model, trained.optimizer, trained.loss, workers=workers, **options) as engine:
-        steps = engine.run(workload.batches())
-        for _ in range(batches // 4 + 4):
-            next(steps)
-        start = perf_counter()
-        for _ in range(batches):
-            next(steps)
-        seconds = perf_counter() - start
-        steps.close()  # type: ignore[attr-defined]
-    return seconds / batches
+    measured: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with Contestant(list(KINDS.values()), workload) as contestant:
+        fastest = min(contestant.measure(LEAST_BATCHES, place) for place in range(len(kinds)))  # to warm up, too
+        count = max(LEAST_BATCHES, round(seconds / fastest))
+        for number in range(rounds):
+            for place in range(len(kinds)):
+                place = (place + number) % len(kinds)
+                measured[kinds[place]].append(contestant.measure(count, place))
+    return measured

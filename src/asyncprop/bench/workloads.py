@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 
 import torch
@@ -34,9 +35,15 @@ class Workload:
 
     def batches(self) -> Iterator[Batch]:
         """Yield batches without end."""
-        task: Task = get_task(self.task)
-        train = task.load(train_samples=self.batch_size * self.distinct).train
-        return cycle(list(Batches(train, self.batch_size, seed=0, epoch=0)))
+        return cycle(_made(self))
+
+
+@cache
+def _made(workload: Workload) -> list[Batch]:
+    """Make a workload's batches, once in a process."""
+    task: Task = get_task(workload.task)
+    train = task.load(train_samples=workload.batch_size * workload.distinct).train
+    return list(Batches(train, workload.batch_size, seed=0, epoch=0))
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,32 @@ WORKLOADS = {
     )
 }
 
+SHAPES = {
+    workload.name: workload
+    for workload in (
+        Workload("mlp-width64-batch32", "synthetic-vectors", width=64, batch_size=32),
+        Workload("mlp-width256-batch128", "synthetic-vectors", width=256, batch_size=128),
+        Workload("mlp-width1024-batch16", "synthetic-vectors", width=1024, batch_size=16),
+        Workload("resnet18-width4-batch16", "synthetic-images", width=4, batch_size=16),
+        Workload("resnet18-width4-batch64", "synthetic-images", width=4, batch_size=64),
+        Workload("resnet18-width8-batch32", "synthetic-images", width=8, batch_size=32),
+        Workload("resnet18-width16-batch16", "synthetic-images", width=16, batch_size=16),
+        Workload("lstm-width64-batch16", "synthetic-text", width=64, batch_size=16),
+        Workload("lstm-width256-batch16", "synthetic-text", width=256, batch_size=16),
+        Workload("transformer-width64-batch16", "synthetic-characters", width=64, batch_size=16),
+        Workload("transformer-width128-batch16", "synthetic-characters", width=128, batch_size=16),
+    )
+}
+"""Networks and batches of different shapes, from those that Python decides to those that fill the cores."""
 
-def choose(names: str | None) -> list[Workload]:
+
+def choose(names: str | None, among: dict[str, Workload] = WORKLOADS) -> list[Workload]:
     """Return the workloads in a list of names separated by commas; all of them for None."""
-    chosen = list(WORKLOADS) if names is None else [name.strip() for name in names.split(",")]
+    chosen = list(among) if names is None else [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in WORKLOADS:
-            raise ValueError(f"workloads must be some of {', '.join(WORKLOADS)} (got {name})")
-    return [WORKLOADS[name] for name in chosen]
+        if name not in among:
+            raise ValueError(f"workloads must be some of {', '.join(among)} (got {name})")
+    return [among[name] for name in chosen]
 
 
 def one_step(trained: Trained, batch: Batch) -> None:

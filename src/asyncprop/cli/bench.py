@@ -157,25 +157,59 @@ def fleets(
 
 
 @app.command
-def trace(
+def plan(
     *,
     workloads: str | None = None,
     rounds: AtLeastOne = 6,
-    batches: Batches = 60,
+    seconds: Seconds = 0.8,
+    passes: Batches = 24,
     json: JsonFile = None,
+    markdown: Path | None = None,
+) -> int:
+    """Measure every choice of threads that a plan considers, and set the advised one beside the best.
+
+    Args:
+        workloads: Names, separated by commas. Default: all, which takes about ten minutes.
+        rounds: How often every choice is measured, in turn; medians are taken.
+        seconds: Length of one measurement.
+        passes: Timed for each measurement of the plan.
+        json: File to write the figures to; what it has of other workloads is kept.
+        markdown: File to write the tables to, with how they were made.
+    """
+    from asyncprop.bench.plan import bench_plan
+    from asyncprop.report.plans import plans_markdown, print_plans
+
+    def measure() -> Figures:
+        return bench_plan(workloads, rounds, seconds, passes, sys.stderr, json)
+
+    return _bench(measure, print_plans, json, markdown, plans_markdown)
+
+
+@app.command
+def trace(
+    *,
+    workloads: str | None = None,
+    rounds: AtLeastOne = 40,
+    seconds: Seconds = 0.25,
+    json: JsonFile = None,
+    markdown: Path | None = None,
 ) -> int:
     """Measure what --trace and --turn ordered cost, against free running.
 
     Args:
         workloads: Names, separated by commas. Default: three.
         rounds: How often everything is measured, in turn; medians are taken.
-        batches: Of one measurement.
+        seconds: Length of one measurement.
         json: File to write the figures to.
+        markdown: File to write the table to, with how it was made.
     """
     from asyncprop.bench.trace import bench_trace
-    from asyncprop.report.tables import print_trace
+    from asyncprop.report.tables import print_trace, trace_markdown
 
-    return _bench(lambda: bench_trace(workloads, rounds, batches, sys.stderr), print_trace, json)
+    def measure() -> Figures:
+        return bench_trace(workloads, rounds, seconds, sys.stderr)
+
+    return _bench(measure, print_trace, json, markdown, trace_markdown)
 
 
 @app.command

@@ -18,18 +18,19 @@ through layer 2, and ! the moment at which that layer is stepped:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.clock import SYSTEM
 from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
+from asyncprop.engine.auto import check_auto, choose_workers, look_ahead, numbers_of
+from asyncprop.engine.axes import update_of, workers_of
 from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
 from asyncprop.engine.compiled import Warmer
 from asyncprop.engine.exchange import Exchange, Replica
@@ -37,25 +38,15 @@ from asyncprop.engine.feed import Feed
 from asyncprop.engine.lanes import Lanes
 from asyncprop.engine.partition import Partition
 from asyncprop.engine.passes import LossFn, OnNonFinite, Passes
+from asyncprop.engine.snapshot import Snapshot, take_snapshot
 from asyncprop.engine.turn import Turn
-from asyncprop.engine.update import BlockUpdate, LayerUpdate, Update
-from asyncprop.engine.workers import GRACE_S, Coupled, Crew, Decoupled, Workers, intraop_threads
+from asyncprop.engine.update import Update
+from asyncprop.engine.workers import GRACE_S, Crew, Decoupled, Workers, intraop_threads
 from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
 RUN_AHEAD = 16
 """Batches that free running may finish, beyond those in flight, before the caller's loop has seen them."""
-
-_WORKERS: dict[str, Callable[[], Workers]] = {"decoupled": Decoupled, "coupled": Coupled}
-_UPDATES: dict[str, Callable[[], Update]] = {"layer": LayerUpdate, "block": BlockUpdate}
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The model at one instant between backward passes: a copy of its `state_dict`, and each layer's version."""
-
-    model: dict[str, Tensor]
-    versions: dict[str, int]
 
 
 class Engine:
@@ -69,6 +60,7 @@ class Engine:
         loss_fn: `loss_fn(model, batch)` returns a scalar tensor, computed by the module that it is handed.
             Put autocast inside it. Called by several threads at once.
         workers: `Decoupled(forward, backward, lanes)` or `Coupled(workers)`; a string is short for its default.
+            `Decoupled("auto")` lets a plan on the first batches choose.
         update: `LayerUpdate(...)` or `BlockUpdate(...)`; `"layer"` or `"block"` for short.
         partition: which layers each lane writes, and when; None for all of them, always.
         exchange: how this replica meets those of other ranks; None for never.
@@ -111,9 +103,9 @@ class Engine:
         check_model(model)
         check_optimizer(optimizer, model)
         check_loss_fn(loss_fn)
-        self._model, self._optimizer = model, optimizer
-        self._workers = _choose("workers", workers, _WORKERS)
-        self._update = _choose("update", update, _UPDATES)
+        self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
+        self._workers = workers_of(workers)
+        self._update = update_of(update)
         if isinstance(turn, str) and turn not in ("free", "lockstep"):
             raise ValueError(f"turn must be 'free', 'lockstep' or a Turn (got {turn!r})")
         if on_nonfinite not in ("raise", "skip"):
@@ -125,6 +117,10 @@ class Engine:
         self._clock = self._turn.clock if self._turn else SYSTEM
         self._recorder = trace
         self._device = device or device_of(list(model.parameters()))
+        self._is_auto = isinstance(self._workers, Decoupled) and self._workers.auto and not self._lockstep
+        self._awaits_plan = self._is_auto
+        if self._is_auto:
+            check_auto(model, self._update, partition, self._turn, self._device)
         lane_count = 1 if self._lockstep else self._workers.lanes_on(self._device.passes_at_once)
         self._passes = Passes(
             loss_fn,
@@ -155,24 +151,21 @@ class Engine:
         self._warmer = Warmer(self._passes, self._lanes.lanes) if compiled_parts(model) else None
         self._feed = Feed(self._prepare_batch, self._clock)
         self._crew: Crew | None = None
-        self._running = False
+        self._entered = self._running = False
 
     # ---- the block
 
     def __enter__(self) -> Self:
-        if self._crew:
+        if self._entered:
             raise RuntimeError("an engine can be entered once: make another")
-        lanes = self._lanes
+        self._entered = True
+        layers = self._lanes.layers
         if self._exchange:
-            self._exchange.open(Replica(self._model, self._optimizer, lanes.layers, self._device, self._fail))
-        intraop = intraop_threads(self._workers, lanes.count, lockstep=self._lockstep)
-        self._crew = Crew(
-            self._workers, self._feed, self._passes, lanes, self._delays, self._clock, self._turn, self._recorder,
-            intraop, self._lockstep, self._finished, self._fail,
-        )  # fmt: skip
+            self._exchange.open(Replica(self._model, self._optimizer, layers, self._device, self._fail))
         if self._recorder:
-            self._recorder.open(tuple(layer.name for layer in lanes.layers), self._clock.now)
-        self._crew.start()
+            self._recorder.open(tuple(layer.name for layer in layers), self._clock.now)
+        if not self._awaits_plan:
+            self._start_crew()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -213,6 +206,11 @@ class Engine:
         self._running = True
         try:
             self._feed.hold()
+            if self._awaits_plan:
+                first, loader = look_ahead(loader)
+                if not first:
+                    return
+                self._choose_workers(first)
             self._lanes.refresh()
             self._feed.start(iter(loader), lead=1 if self._lockstep else self._lanes.count + RUN_AHEAD)
             while (step := self._next_step()) is not None:
@@ -231,6 +229,8 @@ class Engine:
         self._check_open()
         if self._running:
             raise RuntimeError("run() is reading a loader: exhaust or close its iterator before submit()")
+        if self._awaits_plan:
+            self._choose_workers([batch])
         if self._feed.idle:
             self._lanes.refresh()
         future = self._feed.submit(batch, room=self._lanes.count)
@@ -259,15 +259,21 @@ class Engine:
                 raise self._feed.failure
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beyond model and optimizer: lanes' private state, measured blocks.
+        """Return what a resumed training needs beyond model and optimizer: lanes' private state, what was measured.
 
-        Empty unless the update has private state or compensation, or there is a partition. Call it when drained.
+        Empty unless the update has private state or compensation, there is a partition, or a plan has chosen the
+        workers. Call it when drained.
         """
-        return self._lanes.state_dict()
+        chosen = self._workers if self._is_auto and not self._awaits_plan else None
+        numbers = {"workers": numbers_of(chosen)} if isinstance(chosen, Decoupled) else {}
+        return {**self._lanes.state_dict(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, of an engine with as many lanes; before the first batch."""
-        self._lanes.load_state_dict(state)
+        rest = dict(state)
+        if (numbers := rest.pop("workers", None)) and self._awaits_plan:
+            self._use(Decoupled(**numbers))
+        self._lanes.load_state_dict(rest)
 
     def snapshot(self) -> Snapshot:
         """Copy the model's `state_dict` at an instant when no update is half done.
@@ -275,11 +281,7 @@ class Engine:
         Training goes on: forward passes run as ever, and backward passes wait while those under way end and the
         values are copied. Buffers that forward passes write (running statistics) are copied as they stand.
         """
-        with self._passes.gate.shut():
-            state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-            versions = self._lanes.versions.all()
-        names = [layer.name for layer in self._lanes.layers]
-        return Snapshot(state, dict(zip(names, versions, strict=True)))
+        return take_snapshot(self._model, self._lanes, self._passes.gate)
 
     def statistics(self) -> Statistics:
         """Return counts, staleness per layer, queue depth, and each thread's time, as of now."""
@@ -304,8 +306,26 @@ class Engine:
     def _check_open(self) -> None:
         if self._feed.failure:
             raise RuntimeError("the engine was ended by an error: make another") from self._feed.failure
-        if self._crew is None or self._stopping.is_set():
+        if not self._entered or self._stopping.is_set():
             raise RuntimeError("the engine runs inside its with block only: with Engine(...) as engine: ...")
+
+    def _choose_workers(self, batches: list[Any]) -> None:
+        self._use(choose_workers(self._model, self._optimizer, self._loss_fn, batches, self._update))
+
+    def _use(self, workers: Decoupled) -> None:
+        """Go on with the workers that a plan has chosen."""
+        self._workers, self._awaits_plan = workers, False
+        self._lanes.resize(workers.lanes_on(self._device.passes_at_once))
+        if self._entered:
+            self._start_crew()
+
+    def _start_crew(self) -> None:
+        intraop = intraop_threads(self._workers, self._lanes.count, lockstep=self._lockstep)
+        self._crew = Crew(
+            self._workers, self._feed, self._passes, self._lanes, self._delays, self._clock, self._turn,
+            self._recorder, intraop, self._lockstep, self._finished, self._fail,
+        )  # fmt: skip
+        self._crew.start()
 
     def _next_step(self) -> Step | None:
         try:
@@ -349,11 +369,3 @@ class Engine:
         if self._exchange:
             self._exchange.close()
         self._lanes.close()
-
-
-def _choose(axis: str, given: Any, known: dict[str, Callable[[], Any]]) -> Any:
-    if not isinstance(given, str):
-        return given
-    if given not in known:
-        raise ValueError(f"{axis} must be one of {', '.join(known)} or an object of that kind (got {given!r})")
-    return known[given]()

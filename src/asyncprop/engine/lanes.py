@@ -54,21 +54,27 @@ class Lanes:
         clock: Clock,
         stopping: threading.Event,
     ) -> None:
-        self.count = count
         self.lanes: list[Lane] = []
         self.steppers: list[Stepper] = []
-        self.free: Channel[Lane] = Channel(count, clock)
         self.layers: tuple[Layer, ...] = find_layers(model, trainable(model, optimizer), update.layers)
-        self.versions = Versions(count, len(self.layers))
         self._model, self._optimizer, self._update, self._device = model, optimizer, update, device
         self._partition, self._exchange, self._telemetry = partition, exchange, telemetry
         self._turn, self._recorder, self._stopping = turn, recorder, stopping
-        self._in_turn = count == 1 and turn is None and exchange is None  # one pass after the other, and nobody beside
-        self._signature: tuple[Any, ...] | None = None
+        self._clock = clock
         self._units: list[Unit] = []
-        self._private: list[States] = [defaultdict(dict) for _ in range(count - 1)]
         self._mean_squares: dict[str, Tensor] = {}
+        self.resize(count)
+
+    def resize(self, count: int) -> None:
+        """Let there be so many lanes; before the first batch."""
+        self.count = count
+        self.free: Channel[Lane] = Channel(count, self._clock)
+        self.versions = Versions(count, len(self.layers))
+        alone = self._turn is None and self._exchange is None
+        self._in_turn = count == 1 and alone  # one pass after the other, and nobody beside
+        self._private: list[States] = [defaultdict(dict) for _ in range(count - 1)]
         self._blocks = self._blocks_given()
+        self._signature: tuple[Any, ...] | None = None
 
     def refresh(self) -> None:
         """Make the lanes, unless they are there and still fit the model and its optimizer."""

@@ -62,7 +62,9 @@ class Stepper:
         self._versions = versions
         self._turn, self._recorder = turn, recorder
         self._stopping = stopping
-        self._handles = self._announce() if turn or recorder else []
+        # Without a turn, a layer's gradient is noted as ready when the layer is stepped: each hook costs microseconds.
+        later = not all(unit.at_once for unit in units)
+        self._handles = self._announce() if turn or (recorder and later) else []
         for unit in self.units:
             if unit.unit.at_once:
                 unit.listen(self._arrival_in(unit))
@@ -130,11 +132,14 @@ class Stepper:
             if missing:
                 return
             with self._turn.at(self._batch, "ready", layer.index) if self._turn else NOTHING:
-                if self._recorder:
-                    now = self._recorder.now()
-                    self._recorder.add("ready", now, now, self.lane.index, self._batch, layer.index)
+                self._record_ready(layer.index)
 
         return arrived
+
+    def _record_ready(self, layer: int) -> None:
+        if self._recorder:
+            now = self._recorder.now()
+            self._recorder.add("ready", now, now, self.lane.index, self._batch, layer)
 
     def _arrival_in(self, unit: LaneUnit) -> Callable[[torch.Tensor], None]:
         def arrived(leaf: torch.Tensor) -> None:
@@ -152,6 +157,8 @@ class Stepper:
         if not with_gradient:
             return
         layer = unit.unit.layers[0].index
+        if self._recorder and not self._handles and len(with_gradient) == len(unit.names):
+            self._record_ready(layer)
         with self._turn.at(self._batch, "write", layer) if self._turn else NOTHING:
             start = self._recorder.now() if self._recorder else 0.0
             if unit.unit.update.compensate:

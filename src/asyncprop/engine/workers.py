@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -27,7 +28,7 @@ GRACE_S = 0.8
 """How long a failed engine waits for its threads before it re-raises: one inside the user's code can't be ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Decoupled:
     """Forward and backward passes run on threads of their own (paper, Sec. 3.1).
 
@@ -35,7 +36,8 @@ class Decoupled:
     counts is how many of each kind run at once.
 
     Args:
-        forward: forward passes at once.
+        forward: forward passes at once; or "auto": a plan that the engine makes on its first batches chooses all of
+            these numbers (see `asyncprop.plan`). It takes as long as some 150 batches, on the CPU.
         backward: backward passes at once. The paper has 1 forward and 2 backward threads, since a backward
             pass takes about twice as long; 2 forward threads keep the cores busy when two passes end at once.
         lanes: passes in flight at most; bounds memory and staleness. Default: forward + backward, or as many passes
@@ -43,17 +45,38 @@ class Decoupled:
             there is one lane, and nothing is stale.
         intraop_threads: threads that one operation may use, per worker. Default: the cores shared out over the passes
             that can run at once. In lockstep the default is the caller's own `torch.get_num_threads()`.
+
+    Attributes:
+        auto: whether a plan is to choose; until it has, the numbers are the defaults.
     """
 
-    forward: int = 2
-    backward: int = 2
-    lanes: int | None = None
-    intraop_threads: int | None = None
+    forward: int
+    backward: int
+    lanes: int | None
+    intraop_threads: int | None
+    auto: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        _at_least_one(
-            forward=self.forward, backward=self.backward, lanes=self.lanes, intraop_threads=self.intraop_threads
-        )
+    def __init__(
+        self,
+        forward: int | Literal["auto"] = 2,
+        backward: int = 2,
+        lanes: int | None = None,
+        intraop_threads: int | None = None,
+    ) -> None:
+        auto = forward == "auto"
+        if auto and (backward, lanes, intraop_threads) != (2, None, None):
+            raise ValueError("backward, lanes and intraop_threads must be left out with forward='auto', which is all")
+        if isinstance(forward, str) and not auto:
+            raise ValueError(f"forward must be a number or 'auto' (got {forward!r})")
+        numbers = {
+            "forward": 2 if isinstance(forward, str) else forward,
+            "backward": backward,
+            "lanes": lanes,
+            "intraop_threads": intraop_threads,
+        }
+        _at_least_one(**numbers)
+        for name, value in {**numbers, "auto": auto}.items():
+            object.__setattr__(self, name, value)
 
     def lanes_on(self, passes_at_once: int | None) -> int:
         """Return the lanes on a device that computes so many passes at once (None: unknown)."""

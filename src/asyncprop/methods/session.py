@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
 from asyncprop.clock import SYSTEM, Clock
 from asyncprop.config import TrainConfig
+from asyncprop.devices import CpuDevice, available_cores
 from asyncprop.engine import Engine, Turn
 from asyncprop.exchange import LayerGossip, World
 from asyncprop.methods import get_method
 from asyncprop.methods.journal import Journal
+from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.methods.shares import Claims, Rounds, Share
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer
 from asyncprop.recorder import Recorder
@@ -31,6 +33,8 @@ from asyncprop.tasks import Batch, Batches, Split, Task, get_task
 from asyncprop.trace import Trace
 
 Turns = Literal["free", "lockstep"] | Turn
+LIMIT_BATCHES = 3
+"""Batches by which one core's throughput is measured; the fastest counts."""
 
 
 class Session:
@@ -48,6 +52,8 @@ class Session:
 
     clock: Clock = SYSTEM
     """By which training is timed."""
+    limit_samples_per_s: float | None = None
+    """What this machine could give with all cores busy, where that is known (see `measure_limit`)."""
 
     def __init__(
         self,
@@ -117,21 +123,39 @@ class Session:
             optimizer = self._optimizer_of(model)
             turn: Turns = "lockstep" if config.turn == "lockstep" else "free"
             trainer = self._open_trainer(model, optimizer, turn, alone=True)
+            trainer.load_state_dict(self._chosen(self.trainer))
             with trainer:
                 for _ in trainer.run(batches):
                     pass
-        if blocks := trainer.state_dict().get("blocks"):
-            self._take_over(blocks)
+        self._take_over(trainer)
+
+    def measure_limit(self) -> None:
+        """Estimate what the machine can give: what one core does alone in the plain loop, times the cores.
+
+        An estimate, as cores that all work share caches and memory. Unknown on a GPU, and without batches to warm up.
+        """
+        batches = list(itertools.islice(self._batches(self.epochs, 0), min(LIMIT_BATCHES, self.config.warm_up_batches)))
+        if not batches or self.device.type != "cpu":
+            return
+        with torch.random.fork_rng(devices=[]), CpuDevice().thread(1):
+            model = copy.deepcopy(self.model)
+            steps = list(SequentialLoop(model, self._optimizer_of(model), self.loss).run(batches))
+        seconds = min(step.forward_s + step.backward_s for step in steps)
+        self.limit_samples_per_s = self.world.size * available_cores() * self.batch_size / seconds
 
     def _optimizer_of(self, model: nn.Module) -> Optimizer:
         config = self.config
         return self.task.optimizer(model, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
-    def _take_over(self, blocks: list[list[str]]) -> None:
-        """Let the trainer use the blocks that the warm-up measured, if it has none of its own."""
-        state = self.trainer.state_dict()
-        if not state["blocks"]:
-            self.trainer.load_state_dict({**state, "blocks": blocks})
+    def _take_over(self, warmed_up: Trainer) -> None:
+        """Let the trainer use the blocks and the workers that the warm-up chose, if it has none of its own."""
+        state, chosen = self.trainer.state_dict(), warmed_up.state_dict()
+        if new := {name: chosen[name] for name in ("blocks", "workers") if chosen.get(name) and not state.get(name)}:
+            self.trainer.load_state_dict({**state, **new})
+
+    @staticmethod
+    def _chosen(trainer: Trainer) -> dict[str, Any]:
+        return {name: value for name, value in trainer.state_dict().items() if name == "workers"}
 
     def _turn(self) -> Turns:
         if self._replay:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from asyncprop.exchange import LeftOut
@@ -68,9 +69,10 @@ def train(
     if not position.steps and not is_new:
         session.save(journal)  # from here on, a kill leaves something to resume
     session.warm_up()
+    session.measure_limit()
     if is_new:
         session.join()
-    with session.trainer as trainer:
+    with _traced(session, journal), session.trainer as trainer:
         while not _is_over(session):
             try:
                 before = trainer.statistics()
@@ -85,10 +87,27 @@ def train(
         exchanged = trainer.statistics().exchange
     result = _result(session, exchanged)
     if run := journal.write():
-        if session.recorder:
-            session.recorder.trace().save(run.trace)
         run.finish(result)
     return result
+
+
+@contextmanager
+def _traced(session: Session, journal: Journal) -> Iterator[None]:
+    """Save the trace when training ends, however it ends: what led to a failure is what one wants to see."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _save_trace(session, journal.run)
+        except Exception as another:  # a full disk must not hide why training ended
+            error.add_note(f"the trace could not be saved: {another}")
+        raise
+    _save_trace(session, journal.run)
+
+
+def _save_trace(session: Session, run: Run | None) -> None:
+    if run and session.recorder:
+        session.recorder.trace().save(run.trace)
 
 
 def _train_epoch(
@@ -211,6 +230,7 @@ def _result(session: Session, exchanged: dict[str, float]) -> dict[str, Any]:
         "train_s": position.train_s,
         "samples": position.samples,
         "samples_per_s": position.samples / position.train_s,
+        "limit_samples_per_s": session.limit_samples_per_s,
         "mean_staleness": position.staleness / position.steps,
         "ranks": len(members.among) if members else session.world.size,
         "ranks_lost": sorted(members.lost) if members else [],

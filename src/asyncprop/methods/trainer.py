@@ -155,7 +155,11 @@ def _open_loop(
 def _workers(options: Options, default: Decoupled | Coupled) -> Decoupled | Coupled:
     if isinstance(default, Coupled):
         return replace(default, workers=options.workers or default.workers)
-    given = {"forward": options.forward_threads, "backward": options.backward_threads, "lanes": options.lanes}
+    given: dict[str, Any] = {
+        "forward": options.forward_threads,
+        "backward": options.backward_threads,
+        "lanes": options.lanes,
+    }
     return replace(default, **{name: count for name, count in given.items() if count is not None})
 
 

@@ -215,11 +215,26 @@ def print_gpu(figures: dict[str, Any], stream: TextIO) -> None:
     print_table(stream, list(GPU), cells(GPU, figures["rows"]), numbers_from=2)
 
 
+TRACE: Columns = {
+    "workload": lambda row: str(row["name"]),
+    "free (ms per batch)": lambda row: f"{1e3 * row['free_s']:.2f}",
+    "traced / free": lambda row: _with_error(row, "traced"),
+    "ordered / free": lambda row: _with_error(row, "ordered"),
+}
+
+
 def print_trace(figures: dict[str, Any], stream: TextIO) -> None:
     """Print the figures of `bench trace`."""
-    for row in figures["rows"]:
-        print(
-            f"{row['name']}: free {1e3 * row['free_s']:.2f} ms per batch, traced × {row['traced_ratio']:.3f}, "
-            f"ordered × {row['ordered_ratio']:.3f}",
-            file=stream,
-        )
+    print_table(stream, list(TRACE), cells(TRACE, figures["rows"]), numbers_from=1)
+
+
+def trace_markdown(figures: dict[str, Any]) -> str:
+    """Return the figures of `bench trace` in Markdown."""
+    title = f"# Cost of tracing and ordering: medians of {figures['rounds']} rounds' ratios, ± standard error"
+    table = markdown_table(list(TRACE), cells(TRACE, figures["rows"]))
+    return f"{title}\n\n{table}\n{provenance(figures['environment'])}\n"
+
+
+def _with_error(row: Row, kind: str) -> str:
+    error = row[f"{kind}_error"]
+    return f"{row[f'{kind}_ratio']:.3f}" + ("" if error is None else f" ± {error:.3f}")

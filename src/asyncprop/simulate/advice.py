@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncprop.devices import available_cores, keep_freed_memory
-from asyncprop.engine import Coupled, Decoupled
 from asyncprop.runs import environment
 from asyncprop.simulate.costs import write_costs
-from asyncprop.simulate.planning import Choice, Plan, plan
+from asyncprop.simulate.planning import Plan, plan
 from asyncprop.tasks import Batches, get_task
 
 DISTINCT = 4
@@ -53,37 +52,29 @@ def print_plan(found: Plan, stream: TextIO) -> None:
         f"memory: {found.activations_bytes / mib:.1f} MiB of activations per lane, "
         f"{found.gradients_bytes / mib:.1f} MiB of gradients"
     )
-    table = Table("workers", "lanes", "ms per batch", "staleness", "bound by", "MiB")
+    table = Table("workers", "ms per batch", "", "staleness", "bound by", "MiB")
     for choice in found.choices:
-        lanes = str(choice.workers.lanes_on(cores)) if choice.workers else "-"
         table.add_row(
-            _say(choice), lanes, f"{1e3 * choice.seconds_per_batch:.2f}", f"{choice.staleness:.2f}", choice.bound,
+            choice.label, f"{1e3 * choice.seconds_per_batch:.2f}", "measured" if choice.measured else "predicted",
+            f"{choice.staleness:.2f}", choice.bound,
             f"{choice.memory_bytes / mib:.0f}",
         )  # fmt: skip
     console.print(table)
     whole = sum(found.costs.forward_s) * (1 + found.costs.backward_forward_ratio)
     console.print(f"No choice, and no DDP, can do better than all cores busy: {1e3 * whole / cores:.2f} ms per batch.")
-    console.print(f"Advice: {_say(found.advice)}.{_why(found)}")
+    console.print(f"Advice: {found.advice.label}.{_why(found)}")
 
 
 def _console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
 
 
-def _say(choice: Choice) -> str:
-    if isinstance(choice.workers, Decoupled):
-        return f"{choice.workers.forward} forward, {choice.workers.backward} backward threads"
-    if isinstance(choice.workers, Coupled):
-        return f"{choice.workers.workers} coupled worker{'s' if choice.workers.workers > 1 else ''}"
-    return f"SGD, {choice.bound} (measured)"
-
-
 def _why(found: Plan) -> str:
-    best = found.choices[0]
+    best = next(choice for choice in found.choices if choice.measured)
     if found.advice.workers is None:
         return " No asynchronous choice is faster, and SGD has no staleness."
     if best is not found.advice:
-        return f" It is within 2 % of the fastest ({_say(best)}), and less stale."
+        return f" It is within 2 % of the fastest ({best.label}), and less stale."
     return ""
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from asyncprop.engine import Coupled, Engine, Turn
+from asyncprop.engine import Coupled, Engine, LayerUpdate, Turn
 from asyncprop.engine.passes import LossFn
+from asyncprop.engine.update import Update
 from asyncprop.recorder import Recorder
 from asyncprop.simulate.costs import LayerCosts
 from asyncprop.trace import Event, Trace
@@ -25,22 +26,33 @@ MOST_VARIATION = 0.99
 
 
 def measure_costs(
-    model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], *, at_once: int, passes: int
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    batches: Sequence[Any],
+    *,
+    at_once: int,
+    passes: int,
+    update: Update | None = None,
+    intraop_threads: int = 1,
 ) -> LayerCosts:
-    """Train a copy of the model on one core per pass, `at_once` passes at a time, and return what its layers took.
+    """Train a copy of the model, `at_once` passes at a time, and return what its layers took.
 
     Args:
         model, optimizer, loss_fn: as for `asyncprop.Engine`; neither is changed.
         batches: used again and again.
         at_once: how many passes share the machine: one alone is faster than one beside others.
         passes: that are timed, after a quarter as many that are not.
+        update: of the engine; layer updates by default.
+        intraop_threads: that one operation of a pass may use.
     """
     with torch.random.fork_rng():
         own = copy.deepcopy(model)
         steps = optimizer_like(optimizer, model, own)
         recorder, warm = Recorder(), passes // 4 + at_once
-        workers = Coupled(at_once, intraop_threads=1)
-        with Engine(own, steps, loss_fn, workers=workers, turn=Turn(), trace=recorder) as engine:
+        workers = Coupled(at_once, intraop_threads=intraop_threads)
+        options: Any = {"workers": workers, "update": update or LayerUpdate(), "turn": Turn(), "trace": recorder}
+        with Engine(own, steps, loss_fn, **options) as engine:
             for _ in engine.run(batches[number % len(batches)] for number in range(passes + warm)):
                 pass
     return costs_of(recorder.trace(), first=warm)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,35 +12,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.devices import available_cores, device_of
-from asyncprop.engine import Coupled, Decoupled
+from asyncprop.engine import Coupled, Decoupled, LayerUpdate
+from asyncprop.engine.checks import compiled_parts
+from asyncprop.engine.lanes import trainable
 from asyncprop.engine.layers import find_layers
 from asyncprop.engine.passes import LossFn
+from asyncprop.engine.update import Update
+from asyncprop.simulate.choices import Choice, best, bound, candidates, finalists_of
 from asyncprop.simulate.costs import LayerCosts
-from asyncprop.simulate.measure import measure_costs, optimizer_like
+from asyncprop.simulate.measure import measure_costs
 from asyncprop.simulate.pace import Machine
 from asyncprop.simulate.predict import predict
-
-MARGIN = 0.02
-"""Differences of throughput that are not worth staleness."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One way to train, and what it is predicted to do; of the plain loop, what it was measured to do.
-
-    Attributes:
-        workers: of the engine, with layer updates; None for the plain loop.
-        seconds_per_batch: of the whole machine.
-        staleness: mean of an update.
-        bound: what keeps it from being faster.
-        memory_bytes: activations and gradients at once.
-    """
-
-    workers: Coupled | Decoupled | None
-    seconds_per_batch: float
-    staleness: float
-    bound: str
-    memory_bytes: int
+from asyncprop.simulate.trial import time_choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +35,8 @@ class Plan:
         costs: of the layers, with all cores busy.
         alone: with one pass at a time.
         activations_bytes, gradients_bytes: of one pass.
-        choices: from the fastest to the slowest.
-        advice: the least stale of those that are as fast as the fastest, within MARGIN.
+        choices: from the fastest to the slowest; those that may be the best were timed, the others are predicted.
+        advice: the least stale of those tried that are as fast as the fastest, within MARGIN.
     """
 
     layers: tuple[str, ...]
@@ -69,7 +50,7 @@ class Plan:
     @property
     def workers(self) -> Coupled | Decoupled:
         """The advised workers for an Engine: the best asynchronous choice, whether or not a plain loop is better."""
-        chosen = _best([choice for choice in self.choices if choice.workers is not None]).workers
+        chosen = _best_of(self.choices, (Coupled, Decoupled)).workers
         assert chosen
         return chosen
 
@@ -82,95 +63,136 @@ def plan(
     *,
     passes: int = 24,
     cores: int | None = None,
+    update: Update | None = None,
 ) -> Plan:
-    """Measure forward and backward passes and updates by layer, and predict each choice of workers.
+    """Measure forward and backward passes and updates by layer, predict each choice of workers, and try the best ones.
 
-    Takes about 4 × `passes` training steps. Neither model nor optimizer is changed. For models on the CPU.
+    Takes about 10 × `passes` training steps. Neither model nor optimizer is changed. For models on the CPU.
 
     Args:
         model, loss_fn, optimizer: as for `asyncprop.Engine`; SGD with momentum if no optimizer is given.
         batch: as training has it; or a list of batches.
         passes: that are timed for each measurement; raise it on a busy machine.
         cores: to use. Default: those that this process may use.
+        update: of the engine that is planned for; layer updates by default.
 
     Raises:
-        ValueError: if the model is not on the CPU.
+        ValueError: if the model is not on the CPU, or is compiled.
     """
     device = device_of(list(model.parameters()))
     if device.passes_at_once is None:
         raise ValueError("model must be on the CPU to be planned for: on a GPU nothing tells what it computes at once")
+    if compiled_parts(model):
+        raise ValueError("model must not be compiled to be planned for: its layers cannot be timed one by one")
     if passes < 4:
         raise ValueError(f"passes must be >= 4 (got {passes})")
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     batches = batch if isinstance(batch, list) else [batch]
-    count = cores or available_cores()
-    alone = measure_costs(model, optimizer, loss_fn, batches, at_once=1, passes=passes)
-    busy = measure_costs(model, optimizer, loss_fn, batches, at_once=count, passes=passes) if count > 1 else alone
-    stepped = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    activations = activations_bytes(model, loss_fn, batches[0])
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-
-    def choice(workers: Coupled | Decoupled) -> Choice:
-        lanes = workers.lanes_on(count)
-        costs = alone if min(lanes, count) == 1 else busy
-        found = predict(costs, replace(workers, intraop_threads=1), [Machine(slots=count)])
-        bytes_ = lanes * activations + gradients
-        return Choice(workers, found.seconds_per_batch, found.staleness, _bound(workers, costs, count), bytes_)
-
-    choices = [choice(workers) for workers in _candidates(count)]
-    sgd_s = _time_sgd(model, optimizer, loss_fn, batches, passes)
-    bound = f"{count} intra-op threads"
-    choices.append(Choice(None, sgd_s, 0.0, bound, activations + gradients))
-    choices.sort(key=lambda one: one.seconds_per_batch)
-    layers = tuple(layer.name for layer in find_layers(model, stepped))
-    return Plan(layers, busy, alone, activations, gradients, tuple(choices), _best(choices))
+    update = update or LayerUpdate()
+    measured = _Measured(model, optimizer, loss_fn, batches, update, passes, cores or available_cores())
+    choices = [measured.choice(workers) for workers in candidates(measured.cores)]
+    choices += [measured.loop(threads) for threads in sorted({1, measured.cores})]
+    choices = sorted(measured.tried(choices), key=lambda one: one.seconds_per_batch)
+    layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer), update.layers))
+    return Plan(
+        layers,
+        measured.costs(measured.cores),
+        measured.costs(1),
+        measured.activations_bytes,
+        measured.gradients_bytes,
+        tuple(choices),
+        _best_of(choices, (Coupled, Decoupled, type(None))),
+    )
 
 
-def _best(choices: Sequence[Choice]) -> Choice:
-    limit = min(choice.seconds_per_batch for choice in choices) * (1 + MARGIN)
-    fast = [choice for choice in choices if choice.seconds_per_batch <= limit]
-    return min(fast, key=lambda choice: (choice.staleness, choice.workers is not None, choice.seconds_per_batch))
+def plan_decoupled(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Sequence[Any],
+    optimizer: Optimizer,
+    update: Update,
+    passes: int,
+) -> Decoupled:
+    """Return the best forward and backward threads: a plan that considers nothing else, for `Decoupled("auto")`."""
+    measured = _Measured(model, optimizer, loss_fn, batches, update, passes, available_cores())
+    choices = [measured.choice(workers) for workers in candidates(measured.cores) if isinstance(workers, Decoupled)]
+    chosen = _best_of(measured.tried(choices), (Decoupled,)).workers
+    assert isinstance(chosen, Decoupled)
+    return chosen
 
 
-def _candidates(cores: int) -> Iterator[Coupled | Decoupled]:
-    for forward, backward in ((1, 1), (1, 2), (2, 2)):
-        for lanes in range(1 if forward + backward == 2 else 2, min(forward + backward, cores + 1) + 1):
-            yield Decoupled(forward, backward, lanes=lanes)
-    for workers in sorted({1, cores}):
-        yield Coupled(workers)
+def _best_of(choices: Sequence[Choice], kinds: tuple[type, ...]) -> Choice:
+    """Return the best of the choices of some kinds that were tried, or if none was, of those that were predicted."""
+    fitting = [choice for choice in choices if isinstance(choice.workers, kinds)]
+    return best([choice for choice in fitting if choice.measured] or fitting)
 
 
-def _bound(workers: Coupled | Decoupled, costs: LayerCosts, cores: int) -> str:
-    """Say what binds: passes a second are the least of forward/T, backward/(βT), lanes/((1+β)T) and cores/((1+β)T)."""
-    forward_s = sum(costs.forward_s)
-    backward_s = costs.backward_forward_ratio * forward_s
-    whole = forward_s + backward_s
-    lanes = workers.lanes_on(cores)
-    rates = {"cores": cores / whole, "lanes": lanes / whole}
-    if isinstance(workers, Decoupled):
-        rates |= {"forward threads": workers.forward / forward_s, "backward threads": workers.backward / backward_s}
-    return min(rates, key=lambda name: rates[name])
+class _Measured:
+    """A model on this machine; each thing is measured once, when it is first asked for."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        batches: Sequence[Any],
+        update: Update,
+        passes: int,
+        cores: int,
+    ) -> None:
+        self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
+        self._batches, self._update, self._passes = batches, update, passes
+        self._costs: dict[tuple[int, int], LayerCosts] = {}
+        self.cores = cores
+        self.activations_bytes = activations_bytes(model, loss_fn, batches[0])
+        self.gradients_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
-def _time_sgd(model: nn.Module, optimizer: Optimizer, loss_fn: LossFn, batches: Sequence[Any], passes: int) -> float:
-    """Return the median time of a step of the plain loop, with the caller's intra-op threads."""
-    with torch.random.fork_rng():
-        own = copy.deepcopy(model)
-        steps = optimizer_like(optimizer, model, own)
-        took = []
-        for number in range(passes + passes // 4):
-            start = time.perf_counter()
-            steps.zero_grad()
-            loss: Any = loss_fn(own, batches[number % len(batches)])
-            loss.backward()
-            steps.step()
-            took.append(time.perf_counter() - start)
-    return median(took[passes // 4 :])
+    def costs(self, at_once: int, intraop_threads: int = 1) -> LayerCosts:
+        """Return what layers cost with so many passes at once, each on so many threads."""
+        key = at_once, intraop_threads
+        if key not in self._costs:
+            self._costs[key] = measure_costs(
+                self._model, self._optimizer, self._loss_fn, self._batches, at_once=at_once, passes=self._passes,
+                update=self._update, intraop_threads=intraop_threads,
+            )  # fmt: skip
+        return self._costs[key]
+
+    def choice(self, workers: Coupled | Decoupled) -> Choice:
+        """Predict what these workers do."""
+        threads = workers.intraop_threads or 1
+        at_once = self.cores // threads
+        lanes = workers.lanes_on(at_once)
+        costs = self.costs(min(lanes, at_once), threads)
+        alone = replace(workers, intraop_threads=1)  # the stand-in's
+        found = predict(costs, alone, [Machine(slots=at_once)], by_layer=self._update.by_layer)
+        bytes_ = lanes * self.activations_bytes + self.gradients_bytes
+        limit = bound(workers, costs, at_once)
+        return Choice(workers, found.seconds_per_batch, found.staleness, limit, bytes_, threads)
+
+    def loop(self, intraop_threads: int) -> Choice:
+        """Guess what the plain loop does: its trial will tell."""
+        costs = self.costs(1)
+        seconds = sum(costs.forward_s) * (1 + costs.backward_forward_ratio)
+        bytes_ = self.activations_bytes + self.gradients_bytes
+        return Choice(None, seconds, 0.0, "one pass at a time", bytes_, intraop_threads)
+
+    def tried(self, choices: list[Choice]) -> list[Choice]:
+        """Return the choices with measured times where the best may be among them."""
+        finalists = finalists_of(choices, self.cores)
+        if len(finalists) == 1:
+            return choices
+        seconds = time_choices(
+            self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes
+        )
+        others = [choice for choice in choices if choice not in finalists]
+        pairs = zip(finalists, seconds, strict=True)
+        return others + [replace(choice, seconds_per_batch=took, measured=True) for choice, took in pairs]
 
 
 def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
     """Return the bytes that a forward pass keeps for its backward pass: storages that are not the parameters'."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own = copy.deepcopy(model)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*own.parameters(), *own.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -179,11 +201,7 @@ def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_fn(model, batch)
+        loss = loss_fn(own, batch)
     del loss
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     return sum(kept.values())

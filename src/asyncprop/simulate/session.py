@@ -59,6 +59,9 @@ class SimulatedSession(Session):
     def warm_up(self) -> None:
         """Do nothing: what takes time the first time takes no virtual time."""
 
+    def measure_limit(self) -> None:
+        """Do nothing: this machine's limit says nothing of virtual time."""
+
     def describe(self) -> dict[str, Any]:
         """Return what was simulated, how often time passed for a thread, and how long that took in real time."""
         return {
@@ -224,6 +227,8 @@ def _with_workers(
         given["workers"] = workers
     else:
         assert isinstance(row.workers, Decoupled)
+        if config.forward_threads == "auto":
+            raise ValueError("forward_threads must be a number in a simulation: a plan measures this machine")
         forward = config.forward_threads or max(1, round(slots / (1 + costs.backward_forward_ratio)))
         backward = config.backward_threads or max(1, slots - forward)
         given |= {"forward_threads": forward, "backward_threads": backward}

@@ -1,0 +1,47 @@
+"""Plans: what was advised beside what was best, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from asyncprop.report.tables import Columns, cells, markdown_table, print_table, provenance
+
+ADVICE: Columns = {
+    "workload": lambda row: str(row["name"]),
+    "advised": lambda row: str(row["advised"]),
+    "ms": lambda row: f"{1e3 * row['advised_s']:.2f}",
+    "predicted": lambda row: f"{1e3 * row['predicted_s']:.2f}",
+    "best": lambda row: str(row["best"]),
+    "best ms": lambda row: f"{1e3 * row['best_s']:.2f}",
+    "advised / best": lambda row: f"{row['ratio']:.3f}",
+}
+CHOICES: Columns = {
+    "choice": lambda row: str(row["choice"]),
+    "predicted (ms)": lambda row: f"{1e3 * row['predicted_s']:.2f}",
+    "measured (ms)": lambda row: f"{1e3 * row['measured_s']:.2f}",
+    "predicted / measured": lambda row: f"{row['predicted_s'] / row['measured_s']:.3f}",
+    "staleness": lambda row: f"{row['staleness']:.2f}",
+}
+
+
+def print_plans(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print the figures of `bench plan`."""
+    for row in figures["rows"]:
+        print(row["name"], file=stream)
+        print_table(stream, list(CHOICES), cells(CHOICES, row["choices"]), numbers_from=1)
+    print("ms per batch of the whole machine, medians", file=stream)
+    print_table(stream, list(ADVICE), cells(ADVICE, figures["rows"]))
+
+
+def plans_markdown(figures: dict[str, Any]) -> str:
+    """Return the figures of `bench plan` in Markdown."""
+    rows = figures["rows"]
+    parts = [
+        "# What a plan advises beside the best of what it considers\n\nms per batch of the whole machine, medians over "
+        "rounds in turn; the ratio is the median of the rounds' ratios\n",
+        markdown_table(list(ADVICE), cells(ADVICE, rows)),
+    ]
+    for row in rows:
+        parts.append(f"## {row['name']}\n\n{markdown_table(list(CHOICES), cells(CHOICES, row['choices']))}")
+        parts.append(f"{provenance(row['environment'])}\n")
+    return "\n".join(parts)

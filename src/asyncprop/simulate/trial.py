@@ -1,0 +1,84 @@
+"""Trial: times choices on a copy of the model, in turn: what predictions cannot tell apart, short runs can."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import cycle
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from asyncprop.devices import CpuDevice
+from asyncprop.engine import Engine
+from asyncprop.engine.passes import LossFn
+from asyncprop.engine.update import Update
+from asyncprop.methods.sgd import SequentialLoop
+from asyncprop.methods.trainer import Trainer
+from asyncprop.simulate.choices import Choice
+from asyncprop.simulate.measure import optimizer_like
+
+ROUNDS = 6
+WARM_ROUNDS = 2
+"""Batches of each lane at the start of a slice that are not timed."""
+LEAST_S = 0.1
+"""Of a slice; tiny batches are timed by more of them."""
+
+
+def time_choices(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    batches: Sequence[Any],
+    update: Update,
+    choices: Sequence[Choice],
+    passes: int,
+) -> list[float]:
+    """Return the seconds per batch of each choice: medians of ROUNDS slices, each choice's turn coming round and round.
+
+    Args:
+        model, optimizer, loss_fn, update: as for `asyncprop.Engine`; neither is changed. All choices train one copy.
+        batches: used again and again.
+        choices: whose engines and loops are timed.
+        passes: that are timed of each, at least.
+    """
+    took: list[list[float]] = [[] for _ in choices]
+    with torch.random.fork_rng(), ExitStack() as stack:
+        own = copy.deepcopy(model)
+        steps = optimizer_like(optimizer, model, own)
+
+        def open_trainer(choice: Choice) -> Trainer:
+            if choice.workers is None:
+                return SequentialLoop(own, steps, loss_fn)
+            return Engine(own, steps, loss_fn, workers=choice.workers, update=update)
+
+        trainers = [stack.enter_context(open_trainer(choice)) for choice in choices]
+        for number in range(ROUNDS):
+            for place in range(len(choices)):
+                place = (place + number) % len(choices)
+                took[place].append(_slice(trainers[place], choices[place], batches, max(1, passes // ROUNDS)))
+    return [median(seconds) for seconds in took]
+
+
+def _slice(trainer: Trainer, choice: Choice, batches: Sequence[Any], least: int) -> float:
+    """Return the seconds of a batch in the steady state, over so many batches at least.
+
+    As many from each lane: batches that began together end together, and half of a burst would count for a whole one.
+    """
+    lanes = trainer.statistics().lanes
+    with CpuDevice().thread(choice.intraop_threads):
+        steps: Any = trainer.run(cycle(batches))
+        for _ in range(WARM_ROUNDS * lanes):
+            next(steps)
+        start, count = perf_counter(), 0
+        while count < least or count % lanes or perf_counter() - start < LEAST_S:
+            next(steps)
+            count += 1
+        seconds = perf_counter() - start
+        steps.close()
+    return seconds / count
