@@ -7,14 +7,21 @@ import pytest
 import torch
 
 from asyncprop import Decoupled
-from asyncprop.bench import exchange, gpu, partition
+from asyncprop.bench import exchange, gpu, memory_ranks, partition
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import Entry, entries, figures, measure
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.trace import bench_trace
 from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
-from asyncprop.report.tables import print_bench, print_exchange, print_gpu, print_memory, print_partition
+from asyncprop.report.tables import (
+    print_bench,
+    print_exchange,
+    print_gpu,
+    print_memory,
+    print_memory_of_ranks,
+    print_partition,
+)
 from asyncprop.simulate.advice import print_virtual
 
 SMALL = Workload("small", "synthetic-vectors", width=4, batch_size=8)
@@ -132,6 +139,15 @@ def test_memory_figures_are_printed() -> None:
     stream = io.StringIO()
     print_memory({"rows": [row]}, stream)
     assert "0.980" in stream.getvalue()
+
+
+def test_memory_of_ranks_is_measured_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_ranks, "NAMES", (SMALL,))
+    made = memory_ranks.bench_memory_of_ranks(2, io.StringIO())
+    assert all(len(row["rank_peak_bytes"]) == 2 and row["parameters_bytes"] > 0 for row in made["rows"])
+    stream = io.StringIO()
+    print_memory_of_ranks(made, stream)
+    assert "small" in stream.getvalue()
 
 
 def test_predictions_stand_beside_measurements(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,17 @@ def test_every_block_of_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch,
             dist.destroy_process_group()
 
 
+def test_every_passage_of_an_example_is_in_it() -> None:
+    """Blocks marked `py` are passages of examples, which have tests of their own below."""
+    examples = "".join(path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py"))
+    passages = [
+        block for page in PAGES for block in re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.M)
+    ]
+    assert passages
+    for passage in passages:
+        assert passage in examples
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -111,3 +122,19 @@ def test_a_transformer_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason="make ecosystem installs it")
     first, last = load("transformer", monkeypatch).main()
     assert last < first / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and accelerate
+def test_a_trainer_of_transformers_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for library in ("transformers", "accelerate"):
+        pytest.importorskip(library, reason="make ecosystem installs it")
+    trainer = load("trainer", monkeypatch).make(str(tmp_path))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    scored = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert trainer.state.global_step == 3 * 25
+    assert [row["step"] for row in logged] == [10, 20, 30, 40, 50, 60, 70]
+    assert [row["step"] for row in scored] == [0, 25, 50, 75]
+    assert scored[-1]["eval_loss"] < before / 2
+    assert logged[-1]["learning_rate"] < logged[0]["learning_rate"]

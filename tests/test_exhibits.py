@@ -87,6 +87,22 @@ def test_at_full_scale_the_papers_data_take_the_papers_recipe() -> None:
     assert get_scale("small").options("throughput", is_real=True) == get_scale("small").images
 
 
+TEST_SAMPLES = {"fashion-mnist": 10_000, "rotten-tomatoes": 1_890, "synthetic-imagenet": 32}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_scale_asks_for_more_than_a_stand_in_has(scale: str) -> None:
+    for study in STUDIES.values():
+        options = get_scale(scale).options(study.kind, is_real=False)
+        assert options.get("test_samples", 0) <= TEST_SAMPLES[study.stand_in]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_leaves_each_virtual_device_a_batch(scale: str) -> None:
+    options, recipe = get_scale(scale).virtual, TASKS["fashion-mnist"].recipe
+    assert options.get("train_samples", 60_000) // options.get("batch_size", recipe.batch_size) >= 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +137,39 @@ CURVES = {"sgd": (0.5, 0.9), "async-lu": (0.6, 0.8), "async-bu": (0.7, 0.75), "l
 def found(tmp_path: Path) -> Found:
     (comparison,), _ = read_paths([write_comparison(tmp_path / "c", CURVES)])
     return Found("ResNet-18", "Fashion-MNIST, not CIFAR-10", comparison)
+
+
+def test_the_command_of_an_exhibit_can_be_typed_again(found: Found) -> None:
+    asked = {"task": "digits", "lr": None, "stop_at_target": False, "prepass_epochs": 0.0, "trace": True}
+    found.comparison.content["config"] = {**asked, "methods": "sgd,async-lu:lanes=2", "delay": "rank=1;rank=2"}
+    assert found.command == (
+        "asyncprop compare digits --prepass-epochs 0.0 --trace --methods sgd,async-lu:lanes=2 --delay 'rank=1;rank=2'"
+    )
+
+
+def test_so_can_the_command_of_a_benchmark() -> None:
+    from asyncprop.exhibits.reproduce import _bench_command
+
+    figures = {"workloads": [{"name": "mlp"}], "processes": 3, "rounds": 1, "seconds": 0.5}
+    assert _bench_command(figures) == "asyncprop bench engine --workloads mlp --processes 3 --rounds 1 --seconds 0.5"
+
+
+def test_a_benchmark_measures_what_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    import asyncprop.exhibits.reproduce as made
+
+    asked = []
+
+    def measure(workload, entries, processes, rounds, seconds):
+        asked.append((workload.name, sorted(name for entry in entries for name in entry.kinds), processes))
+        return {name: [2.0] for name in made.COMPARED}
+
+    monkeypatch.setattr(made, "measure", measure)
+    request = Request(get_scale("tiny"), "tiny", tmp_path)
+    first, again = (made._bench("mlp", request, StringIO()) for _ in range(2))
+    assert asked == [("mlp", ["async_lu", "ddp", "sgd_one_thread"], 1)]
+    assert first["workloads"] == again["workloads"]
 
 
 def table_of(blocks: list) -> TableBlock:

@@ -8,15 +8,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from test_faults import Command, read_until_trained_by, rows
+from processes import Command, command, place, rows
 
 pytestmark = pytest.mark.network
 RATE = "20mbit"
@@ -49,24 +47,13 @@ def hosts() -> Iterator[list[tuple[str, str, str]]]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-@contextmanager
-def rank(host: tuple[str, str, str], number: int, store: str, out: Path) -> Iterator[Command]:
+def rank(host: tuple[str, str, str], number: int, store: str, out: Path) -> AbstractContextManager[Command]:
     name, interface, _ = host
-    environment = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": store, "MASTER_PORT": "29500",
-                   "GLOO_SOCKET_IFNAME": interface}  # fmt: skip
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", name, sys.executable, "-m", "asyncprop", "train", "digits", "--method", "layup",
-         "--timeout", "3", "--epochs", "100000", "--batch-size", "8", "--out", str(out)],
-        env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, bufsize=1,
+    return command(
+        "digits", "--method", "layup", "--timeout-s", "3", "--epochs", "100000", "--batch-size", "8", "--out", str(out),
+        prefix=("ip", "netns", "exec", name), patience_s=PATIENCE_S,
+        environment={**place(number, 2, f"{store}:29500"), "GLOO_SOCKET_IFNAME": interface},
     )  # fmt: skip
-    watchdog = threading.Timer(PATIENCE_S, process.kill)
-    watchdog.start()
-    try:
-        with process:
-            yield Command(process)
-            process.kill()
-    finally:
-        watchdog.cancel()
 
 
 def test_an_interrupted_link_heals(tmp_path: Path, hosts: list[tuple[str, str, str]]) -> None:
@@ -78,7 +65,7 @@ def test_an_interrupted_link_heals(tmp_path: Path, hosts: list[tuple[str, str, s
         a.read_until(lambda line: "rank 0: rank 1 was not heard of for 3 s: going on without it" in line)
         a.read_epochs(2)
         ip("-n", first[0], "link", "set", first[1], "up")
-        read_until_trained_by(a, out, 1)
+        a.read_until_trained_by(out, 1)
         for process in (b, a):
             process.process.send_signal(signal.SIGTERM)
         assert a.process.wait() == b.process.wait() == 128 + signal.SIGTERM

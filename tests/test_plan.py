@@ -1,5 +1,8 @@
 """Plans: costs are read off traces as made by hand, predictions are exact where they can be, and advice is honest."""
 
+from dataclasses import replace
+from statistics import fmean, stdev
+
 import pytest
 import torch
 
@@ -38,7 +41,16 @@ def test_costs_are_read_off_a_trace() -> None:
     assert costs.backward_forward_ratio == pytest.approx(2.0)
 
 
+def test_variation_is_that_of_whole_passes() -> None:
+    events = [event for batch, slow in enumerate((1.0, 1.25, 1.5, 9.0)) for event in a_pass(batch, 100.0 * batch, slow)]
+    costs = costs_of(Trace(("0", "1"), ("worker-0",), events))
+    between = fmean([100 - 1.25 * 11, 100 - 1.5 * 11])  # the longest gap, after the first, does not count
+    whole = [slow * 11.0 + between for slow in (1.0, 1.25, 1.5, 9.0)]
+    assert costs.variation == pytest.approx(stdev(whole) / fmean(whole))
+
+
 COSTS = LayerCosts((1.0, 2.0), (4.0, 2.0), (0.0, 0.0), (0.0, 0.0))
+VARIED = replace(COSTS, variation=0.25)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +76,10 @@ def test_block_updates_are_staler_than_layer_updates() -> None:
 
 
 def test_costs_are_written_as_they_are_read(tmp_path) -> None:
-    write_costs(tmp_path / "costs.toml", 'a "name"', "here", ["stem.0", "0"], COSTS)
+    write_costs(tmp_path / "costs.toml", 'a "name"', "here", ["stem.0", "0"], VARIED)
     costs = read_costs(str(tmp_path / "costs.toml"))
     assert costs.name == 'a "name"'
-    assert costs.of(["stem.0", "0"]) == COSTS
+    assert costs.of(["stem.0", "0"]) == VARIED
     assert costs.of(["0"]).forward_s == (2.0,)
     with pytest.raises(ValueError, match=r"costs must be of this model \(a \"name\" has none for its layer '1'\)"):
         costs.of(["1"])
@@ -80,6 +92,7 @@ def test_costs_are_written_as_they_are_read(tmp_path) -> None:
         ("forward_s = 'a'\nbackward_s = 1", "forward_s must be a number > 0"),
         ("[layers.a]\nforward_s = 1\nbackward_s = 1\nupdate_s = -1", "update_s must be a number >= 0"),
         ("forward_s =", "costs must be TOML"),
+        ("forward_s = 1\nbackward_s = 1\nvariation = 2", "variation must be a number from 0 to 1"),
     ],
 )
 def test_what_are_no_costs_is_refused(tmp_path, content: str, message: str) -> None:

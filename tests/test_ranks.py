@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from asyncprop.exchange.world import Counter, World
 from asyncprop.methods import METHODS
 from asyncprop.methods.shares import Claims, Rounds
 from asyncprop.testing import TINY, plain_loop
+from processes import command
 
 ON_RANKS = [name for name, row in METHODS.items() if row.workers is not None or row.exchange is not None]
 
@@ -87,35 +87,13 @@ def test_a_hook_that_needs_cuda_is_refused_without(found: tuple[Path, list[dict[
 
 
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asyncprop", "train", "digits", "--ranks", "2", "--method", "lapsgd",
-         "--epochs", "100000", "--out", str(tmp_path / "run")],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr
-    for _ in range(2):
-        assert process.stderr.readline()
-    os.kill(_child(process.pid, rank=1), signal.SIGKILL)
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    with process:
-        errors = process.stderr.read()
-    watchdog.cancel()
-    assert process.returncode == 1
-    assert "rank 1 failed first" in errors.splitlines()[-1] or "rank 0: the run failed" in errors
-
-
-def _child(parent: int, rank: int) -> int:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                environment = (folder / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if int(stat[1]) == parent and f"RANK={rank}".encode() in environment:
-                return int(folder.name)
-    raise AssertionError("no such rank")
+    with command(
+        "digits", "--ranks", "2", "--method", "lapsgd", "--epochs", "100000", "--out", str(tmp_path / "run")
+    ) as train:
+        train.read_epochs(1)
+        os.kill(train.pid_of(1), signal.SIGKILL)
+        assert train.read_to_the_end() == 1
+    assert "rank 1 failed first" in train.lines[-1] or "rank 0: the run failed" in "".join(train.lines)
 
 
 # ---- shares

@@ -146,6 +146,15 @@ def test_what_is_no_run(tmp_path: Path, content: str | None, message: str) -> No
         overview([path], "x")
 
 
+def test_headings_tell_a_comparisons_runs_from_others(tmp_path: Path) -> None:
+    paths = [write_comparison(tmp_path / "c", {"sgd": (0.5, 0.8)}), write_run(tmp_path / "a")]
+    page = overview(paths, "x")
+    titles = [section.title for section in page.sections]
+    assert {"digits: runs", "digits: other runs"} <= set(titles)
+    assert len(set(titles)) == len(titles)
+    assert page.lead == "1 comparison and 3 runs, from their files alone."
+
+
 def test_nothing_given_and_a_damaged_run() -> None:
     with pytest.raises(ValueError, match="runs must be given"):
         overview([], "x")
@@ -184,10 +193,10 @@ def test_curves_of_one_label_share_colour_and_entry() -> None:
     assert "var(--s1)" not in svg
 
 
-def test_the_strip_is_darkest_at_its_highest_value() -> None:
+def test_the_strip_is_strongest_at_its_highest_value() -> None:
     svg = strip(["a", "b"], ["1"], [[1.0], [4.0]], x="x", unit="u", name="n", description="d")
     assert re.findall(r"fill-opacity: ([0-9.]+)", svg) == ["0.250", "1.000"]
-    assert "darkest: 4.00 u" in svg
+    assert "strongest: 4.00 u" in svg
 
 
 def test_markdown_has_the_tables_and_pictures_beside_it(tmp_path: Path) -> None:

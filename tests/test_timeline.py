@@ -89,6 +89,19 @@ def test_the_window_is_in_the_middle() -> None:
     assert FIGURE_1.window(2) == (3.0, 9.0)
 
 
+def test_the_window_is_beside_a_pause() -> None:
+    """Eight passes of a second each, four before and four after a minute in which nobody trains."""
+    starts = [*range(4), *range(60, 64)]
+    events = [Event("forward", start, start + 1, 0, batch=n) for n, start in enumerate(starts)]
+    assert Timeline(Trace((), ("thread",), events)).window(2) == (60, 62)
+
+
+def test_a_pass_too_short_for_its_label_has_none() -> None:
+    svg = draw(FIGURE_1, (0.0, 40 * FIGURE_1.end_s), name="figure-1", title="From far away")
+    assert ">F0<" not in svg
+    assert ">F0<" in draw(FIGURE_1, (0.0, FIGURE_1.end_s), name="figure-1", title="From near")
+
+
 # ---- Perfetto
 
 

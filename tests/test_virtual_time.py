@@ -3,6 +3,9 @@
 import json
 import math
 import threading
+from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -11,15 +14,13 @@ from torch import nn
 import asyncprop as ap
 from asyncprop.config import SimulateConfig
 from asyncprop.delay import Delay, on_rank
-from asyncprop.devices import CpuDevice
-from asyncprop.engine.exchange import Replica
 from asyncprop.engine.update import Stopping
 from asyncprop.methods import METHODS
 from asyncprop.methods.train import train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run
 from asyncprop.simulate import Costs, Machine, Pace, SimulatedDevice, StandstillError, VirtualTime
-from asyncprop.simulate.groups import Averages
+from asyncprop.simulate.costs import Draws
 from asyncprop.simulate.session import SimulatedSession
 from asyncprop.testing import TINY, cross_entropy, same_state
 
@@ -269,6 +270,25 @@ def test_the_work_grows_linearly_in_the_events() -> None:
     assert len(set(counts.values())) == 1
 
 
+def test_passes_vary_as_drawn_from_the_seed_and_in_the_mean_as_the_costs_say() -> None:
+    """One worker, so that each step takes its own pass; twice the same, with another seed otherwise."""
+    costs = replace(passes(1.0, 2.0), variation=0.2)
+    took = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        time, machine = VirtualTime(), [Machine()]
+        model = nn.Linear(1, 1)
+        turn, device = Pace(time, costs, machine, seed=seed), SimulatedDevice(time, machine)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with ap.Engine(model, optimizer, lambda m, x: m(x).sum(), workers=ap.Coupled(1), turn=turn, device=device) as e:
+            ends = [0.0] + [time.now() for _ in e.run([torch.zeros(1, 1)] * 400)]
+        took[name] = [end - start for start, end in pairwise(ends)]
+    assert took["a"] == took["b"] != took["c"]
+    assert took["a"] == pytest.approx([3.0 * Draws(0.2, 0).of(batch) for batch in range(400)])
+    assert fmean(took["a"]) == pytest.approx(3.0, rel=0.03)
+    assert stdev(took["a"]) == pytest.approx(0.6, rel=0.15)
+    assert Draws(0.0, 0).of(7) == 1.0
+
+
 # ---- the command's side
 
 
@@ -281,10 +301,7 @@ def session_of(method: str, tmp_path, **options):
     return session, result
 
 
-SIMULATED = [name for name in METHODS if METHODS[name].exchange not in ("parameters in step", "buckets in step")]
-
-
-@pytest.mark.parametrize("method", SIMULATED)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_simulated_and_twice_the_same(method: str, tmp_path) -> None:
     runs = [session_of(method, tmp_path / name, delay="worker=0,factor=2") for name in ("a", "b")]
     assert runs[0][1]["history"] == runs[1][1]["history"]
@@ -314,33 +331,37 @@ def test_the_ranks_of_ddp_stay_equal_to_the_bit(tmp_path) -> None:
 
 def test_gossip_conserves_weight_and_settles_equal(tmp_path) -> None:
     session, _ = session_of("layup", tmp_path / "layup", devices=4)
-    group = session.trainer._group
+    group = session.trainer._meeting
     assert group.merges > 0
-    assert [sum(layer) for layer in zip(*group.weights, strict=True)] == [4.0] * 3
+    assert [sum(weights[layer] for weights in group.weights) for layer in range(3)] == [4.0] * 3
     models = [replica.model for replica in group.replicas]
     assert all(same_state(models[0].state_dict(), other.state_dict()) for other in models[1:])
 
 
-def test_averaging_lets_updates_made_meanwhile_survive() -> None:
-    """θ += mean of the snaps - own snap: what was added after the snap is still there."""
-    time = VirtualTime()
-    costs = Costs("", "", {"forward_s": 1.0, "backward_s": 1.0, "update_s": 0.0, "transfer_s": 4.0}, {}).of(["weight"])
-    group = Averages(time, costs, 2, period=1, dense_batches=0)
-    models = [nn.Linear(1, 1, bias=False) for _ in range(2)]
-    for value, model, rank in zip((1.0, 3.0), models, (0, 1), strict=True):
-        nn.init.constant_(model.weight, value)
-        group.side(rank).open(Replica(model, torch.optim.SGD(model.parameters()), (), CpuDevice(), pytest.fail))
-    for rank in (0, 1):
-        group.side(rank).finished()
-    time.sleep(1, NEVER)  # the round is under way until 4, as two ranks send everything once
-    with torch.no_grad():
-        models[0].weight += 10
-    time.sleep(4, NEVER)
-    assert [model.weight.item() for model in models] == [12.0, 2.0]
-    assert group.rounds == 1
-    group.settle()
-    assert [model.weight.item() for model in models] == [7.0, 7.0]
-    group.close()
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("layup", {"topology": "exponential", "period": 2}),
+        ("layup", {"probability": 0.5}),
+        ("async-lu", {"ranks": 3, "exchange": "gossip"}),
+        ("lapsgd", {"period": 2}),
+        ("post-local-sgd", {"period": 2, "prepass_epochs": 0.5}),
+        ("decent-dp", {}),
+    ],
+)
+def test_options_of_meetings_reach_virtual_time(method: str, options, tmp_path) -> None:
+    """They train as they are told to: otherwise than without, and ending equal."""
+    session, result = session_of(method, tmp_path / "with", train_samples=1280, **options)
+    models = (
+        [member.trainer.model for member in session.trainer._members]
+        if METHODS[method].workers is None
+        else [replica.model for replica in session.trainer._meeting.replicas]
+    )
+    assert len(models) == 3
+    assert all(same_state(models[0].state_dict(), other.state_dict()) for other in models[1:])
+    if options:
+        _, plain = session_of(method, tmp_path / "without", train_samples=1280)
+        assert plain["history"] != result["history"]
 
 
 def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
@@ -356,7 +377,13 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "post-local-sgd"}, "method must be one that can be simulated"),
+        ({"method": "ddp", "devices": 11}, "devices must be at most the batches of an epoch, 10"),
+        ({"method": "layup", "wire": "bf16"}, "wire must be left out of a simulation"),
+        ({"method": "ddp", "comm_hook": "fp16"}, "comm_hook must be left out of a simulation"),
+        ({"method": "sgd", "device": "cuda"}, "device must be left out of a simulation"),
+        ({"method": "sgd", "forward_threads": 2}, "forward_threads must not be given for method sgd"),
+        ({"method": "ddp", "topology": "ring"}, "topology must not be given for method ddp"),
+        ({"method": "decent-dp", "period": 2}, "period must not be given for method decent-dp"),
         ({"method": "sgd", "ranks": 3}, "ranks must be 1 for method sgd"),
         ({"method": "ddp", "ranks": 2}, "devices must be a multiple of ranks"),
         ({"method": "sgd", "speeds": "fast"}, "speeds must be numbers"),

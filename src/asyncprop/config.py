@@ -58,7 +58,7 @@ class Options(BaseModel):
     wire: Literal["exact", "bf16"] | None = Field(
         None, description="bf16 halves what gossip sends, and rounds what it brings. Default: exact."
     )
-    timeout: Rate | None = Field(
+    timeout_s: Rate | None = Field(
         None, description="Seconds of silence after which gossip goes on without a rank. Default: 10."
     )
     prepass_epochs: Annotated[float, Field(ge=0)] | None = Field(
@@ -121,6 +121,11 @@ class SimulateOptions(TrainOptions):
         "a100-resnet18",
         description="Seconds by layer: a100-resnet18 or a100-resnet50 (the paper's Table 9), or a file that asyncprop "
         "plan has written.",
+    )
+    variation: Share | None = Field(
+        None,
+        description="Standard deviation over mean of the times of passes, drawn from the seed; 0: all take equally "
+        "long. Default: the costs'.",
     )
 
 

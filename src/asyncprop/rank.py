@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,27 @@ BAD_INPUT = 2
 FAILED = 1
 TOLD = "run"
 """Key of what all ranks know of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a rank is to do, and to tell of it.
+
+    Args:
+        config: what is trained.
+        open_session: makes what is trained, in its place among the ranks.
+        open_folder: opens the run's folder; called on the first rank.
+        quiet: tell nothing but the result.
+        tensorboard: write what is told for TensorBoard, too.
+        resumable: whether the run could go on from its checkpoint, if it ends early.
+    """
+
+    config: TrainConfig
+    open_session: Callable[[World], Session]
+    open_folder: Callable[[], Run]
+    quiet: bool = False
+    tensorboard: bool = False
+    resumable: bool = True
 
 
 def is_tolerant(config: TrainConfig) -> bool:
@@ -42,47 +64,20 @@ def join_rank(address: str, *, quiet: bool = False) -> int:
     with World(joins=address) as world:
         assert world.members
         config = TrainConfig.model_validate(world.members.board.get(TOLD, world.members.check)["config"])
-        open_session = lambda world: Session(config, None, world)  # noqa: E731
-        return _train_in(world, config, open_session, lambda: create_run(None, config), quiet=quiet)
+        job = Job(config, lambda world: Session(config, None, world), lambda: create_run(None, config), quiet=quiet)
+        return _train_in(world, job)
 
 
-def train_rank(
-    config: TrainConfig,
-    open_session: Callable[[World], Session],
-    open_folder: Callable[[], Run],
-    *,
-    quiet: bool,
-    tensorboard: bool = False,
-    resumable: bool = True,
-) -> int:
-    """Train as the rank that the launcher has made this process, or alone; return the exit code.
-
-    Args:
-        config: what is trained.
-        open_session: makes what is trained, in its place among the ranks.
-        open_folder: opens the run's folder; called on the first rank.
-        quiet: tell nothing but the result.
-        tensorboard: write what is told for TensorBoard, too.
-        resumable: whether the run could go on from its checkpoint, if it ends early.
-    """
+def train_rank(job: Job) -> int:
+    """Train as the rank that the launcher has made this process, or alone; return the exit code."""
     from asyncprop.exchange import World
+    from asyncprop.exchange.members import TIMEOUT_S
 
-    with World(tolerant=is_tolerant(config), timeout_s=config.timeout or 10.0) as world:
-        return _train_in(
-            world, config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard, resumable=resumable
-        )
+    with World(tolerant=is_tolerant(job.config), timeout_s=job.config.timeout_s or TIMEOUT_S) as world:
+        return _train_in(world, job)
 
 
-def _train_in(
-    world: World,
-    config: TrainConfig,
-    open_session: Callable[[World], Session],
-    open_folder: Callable[[], Run],
-    *,
-    quiet: bool,
-    tensorboard: bool = False,
-    resumable: bool = True,
-) -> int:
+def _train_in(world: World, job: Job) -> int:
     import torch
 
     from asyncprop.devices import available_cores, keep_freed_memory
@@ -93,17 +88,17 @@ def _train_in(
     from asyncprop.progress import All, Lines, Quiet, progress_on
     from asyncprop.tasks import get_task
 
-    keep_freed_memory(large_tensors=get_task(config.task).large_tensors)
+    keep_freed_memory(large_tensors=get_task(job.config.task).large_tensors)
     with Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())
-        session = open_session(world)
-        folder = _Folder(world, config, open_folder, stack)
+        session = job.open_session(world)
+        folder = _Folder(world, job, stack)
         run = folder.open() if world.is_first and not world.is_joining else None
         folder.tell()
         # Another rank than the first has something to tell only once it is the first.
-        observer = progress_on(sys.stderr, quiet=quiet) if run else Quiet() if quiet else Lines(sys.stderr)
-        if tensorboard:
+        observer = progress_on(sys.stderr, quiet=job.quiet) if run else Quiet() if job.quiet else Lines(sys.stderr)
+        if job.tensorboard:
             from asyncprop.loggers import tensorboard_observer
 
             observer = All(observer, tensorboard_observer())
@@ -111,7 +106,7 @@ def _train_in(
         who = "" if world.size == 1 else f"rank {world.rank}: "
 
         def go_on() -> str:
-            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run and resumable else ""
+            return f"; to go on: asyncprop train --resume {folder.run.path}" if folder.run and job.resumable else ""
 
         try:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
@@ -135,10 +130,10 @@ def _train_in(
 class _Folder:
     """The run's folder, which the first rank opens at the start, and another if it becomes the first."""
 
-    def __init__(self, world: World, config: TrainConfig, open_first: Callable[[], Run], stack: ExitStack) -> None:
+    def __init__(self, world: World, job: Job, stack: ExitStack) -> None:
         self.run: Run | None = None
-        self._world, self._config, self._stack = world, config, stack
-        self._open = open_first
+        self._world, self._config, self._stack = world, job.config, stack
+        self._open = job.open_folder
 
     def open(self) -> Run:
         self.run = self._stack.enter_context(self._open())

@@ -32,9 +32,9 @@ def bench_memory(messages: TextIO) -> dict[str, Any]:
     for name in NAMES:
         workload = WORKLOADS[name]
         print(f"{name} ...", file=messages, flush=True)
-        sgd = _in_process(workload, 0)
+        sgd = measure_alone(workload, 0)
         for lanes in LANES:
-            ours = _in_process(workload, lanes)
+            ours = measure_alone(workload, lanes)
             expected = (lanes - 1) * sgd["activations"] + sgd["gradients"]
             workspaces = (_backward_threads(lanes) - 1) * sgd["workspace"]
             beyond = ours["peak"] - sgd["peak"]
@@ -84,7 +84,11 @@ class AllForwardFirst(Turn):
             self._changed.notify_all()
 
 
-def _in_process(workload: Workload, lanes: int) -> dict[str, int]:
+def measure_alone(workload: Workload, lanes: int) -> dict[str, int]:
+    """Return the `peak` in bytes of Async LU with so many lanes, or of SGD for none, in a process of its own.
+
+    Of SGD also what a pass's `activations`, `gradients` and `workspace` take.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(workload, lanes, theirs))
@@ -99,16 +103,16 @@ def _in_process(workload: Workload, lanes: int) -> dict[str, int]:
 
 def _measure(workload: Workload, lanes: int, pipe: Connection) -> None:
     """Send the process's peak, in bytes; for no lanes that of SGD, with a pass's activations and gradients."""
-    _give_memory_back()
+    give_memory_back()
     set_threads(1)
     if lanes:
         _train_async(workload, lanes)
-        pipe.send({"peak": _peak()})
+        pipe.send({"peak": peak_bytes()})
         return
     trained, batches = workload.make(), workload.batches()
     for _ in range(BATCHES):
         one_step(trained, next(batches))
-    peak = _peak()
+    peak = peak_bytes()
     trained.optimizer.zero_grad()
     before = _resident()
     loss = trained.loss(trained.model, next(batches))
@@ -136,7 +140,7 @@ def _backward_threads(lanes: int) -> int:
     return min(2, lanes)
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Let the C library map every tensor of 64 KiB or more by itself, so that what is resident is what is alive."""
     try:
         ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
@@ -144,7 +148,8 @@ def _give_memory_back() -> None:
         raise ValueError("bench memory needs glibc: without it, freed memory cannot be told from used") from error
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
+    """Return the most memory that this process has had resident so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from statistics import fmean, median
 from time import perf_counter
@@ -17,10 +18,14 @@ from asyncprop.simulate.predict import predict
 
 WORKERS = (Decoupled(2, 2, lanes=2, intraop_threads=1), Decoupled(1, 2, lanes=3, intraop_threads=1))
 NAMES = "resnet18-width8,transformer,mlp"
+PREDICTED = 300
+"""Batches of a prediction: passes drift apart and together, and their staleness with them."""
 
 
 def bench_virtual(names: str | None, rounds: int, batches: int, messages: TextIO) -> dict[str, Any]:
     """Predict each choice of WORKERS from costs measured with all cores busy, and measure it, in turn.
+
+    Staleness is predicted twice: with passes that vary as measured, and with passes that all take equally long.
 
     Args:
         names: of the workloads, separated by commas.
@@ -39,13 +44,18 @@ def bench_virtual(names: str | None, rounds: int, batches: int, messages: TextIO
 def _rows(workload: Workload, rounds: int, batches: int) -> list[dict[str, Any]]:
     cores = available_cores()
     predicted: list[list[Any]] = [[] for _ in WORKERS]
+    equal: list[list[Any]] = [[] for _ in WORKERS]
+    variations: list[float] = []
     measured: list[list[tuple[float, float]]] = [[] for _ in WORKERS]
-    for _ in range(rounds):
+    for number in range(rounds):
         trained = workload.make()
         some = list(islice(workload.batches(), workload.distinct))
         costs = measure_costs(trained.model, trained.optimizer, trained.loss, some, at_once=cores, passes=batches)
+        variations.append(costs.variation)
         for place, workers in enumerate(WORKERS):
-            predicted[place].append(predict(costs, workers, [Machine(slots=cores)]))
+            varied = predict(costs, workers, [Machine(slots=cores)], batches=PREDICTED, seed=number)
+            predicted[place].append(varied)
+            equal[place].append(predict(replace(costs, variation=0.0), workers, [Machine(slots=cores)]))
             measured[place].append(_measure(workload, workers, batches))
     return [
         {
@@ -59,8 +69,11 @@ def _rows(workload: Workload, rounds: int, batches: int) -> list[dict[str, Any]]
             "predicted_staleness": (age := median(one.staleness for one in guesses)),
             "measured_staleness": (real_age := median(age for _, age in seen)),
             "staleness_ratio": age / real_age if real_age else None,
+            "variation": median(variations),
+            "equal_passes_staleness": (equal_age := median(one.staleness for one in fixed)),
+            "equal_passes_staleness_ratio": equal_age / real_age if real_age else None,
         }
-        for workers, guesses, seen in zip(WORKERS, predicted, measured, strict=True)
+        for workers, guesses, fixed, seen in zip(WORKERS, predicted, equal, measured, strict=True)
     ]
 
 

@@ -126,6 +126,37 @@ def virtual(
 
 
 @app.command
+def fleets(
+    *,
+    devices: str | None = None,
+    methods: str | None = None,
+    json: JsonFile = None,
+    markdown: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Train on up to 256 virtual devices, with and without a straggler, and tell the virtual time to a target.
+
+    Args:
+        devices: How many, separated by commas. Default: 3,8,32,128,256.
+        methods: Names from `asyncprop methods`. Default: ddp,lapsgd,async-lu,layup.
+        json: File that keeps the runs; given again, those in it are not made again.
+        markdown: File to write the tables to, with how they were made.
+        plot: Picture to draw: .svg, .png or .pdf.
+    """
+    from asyncprop.bench.fleet_tables import fleets_markdown, plot_fleets, print_fleets
+    from asyncprop.bench.fleets import bench_fleets
+
+    check_writable(plot)
+
+    def show(figures: Figures, stream: TextIO) -> None:
+        print_fleets(figures, stream)
+        if plot:
+            plot_fleets(figures, plot)
+
+    return _bench(lambda: bench_fleets(devices, methods, json, sys.stderr), show, json, markdown, fleets_markdown)
+
+
+@app.command
 def trace(
     *,
     workloads: str | None = None,
@@ -148,15 +179,19 @@ def trace(
 
 
 @app.command
-def memory(*, json: JsonFile = None) -> int:
+def memory(*, ranks: AtLeastOne = 1, json: JsonFile = None) -> int:
     """Measure the peak memory of Async LU beyond SGD's, by lanes, beside what is to be expected.
 
     Args:
+        ranks: With 2 and more, measure instead a rank that gossips with so many, in copies of the parameters.
         json: File to write the figures to.
     """
     from asyncprop.bench.memory import bench_memory
-    from asyncprop.report.tables import print_memory
+    from asyncprop.bench.memory_ranks import bench_memory_of_ranks
+    from asyncprop.report.tables import print_memory, print_memory_of_ranks
 
+    if ranks > 1:
+        return _bench(lambda: bench_memory_of_ranks(ranks, sys.stderr), print_memory_of_ranks, json)
     return _bench(lambda: bench_memory(sys.stderr), print_memory, json)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from asyncprop.cli.common import FAILED, complain
+
+if TYPE_CHECKING:
+    from asyncprop.report.page import Page
 
 
 def reproduce(
@@ -36,7 +39,6 @@ def reproduce(
     """
     from asyncprop.exhibits import choose
     from asyncprop.exhibits.scales import get_scale
-    from asyncprop.report.page import render_html, write_markdown
 
     chosen, size = choose(exhibits), get_scale(scale)
     if data_dir is not None and not data_dir.is_dir():
@@ -53,7 +55,19 @@ def reproduce(
     except (RunFailedError, RuntimeError) as error:
         return complain(str(error), FAILED)
     name = "all" if len(chosen) > 4 else "-".join(exhibit.name for exhibit in chosen)
-    (out / f"{name}.html").write_text(render_html(page), encoding="utf-8")
-    write_markdown(page, out / f"{name}.md")
+    _write(page, out, name)
     print(out / f"{name}.md", out / f"{name}.html", sep="\n")
     return 0
+
+
+def _write(page: Page, out: Path, name: str) -> None:
+    """Write the page as Markdown and as HTML, and each picture as SVG and as PNG."""
+    from asyncprop.report.page import render_html, write_markdown
+    from asyncprop.report.png import write_pngs
+
+    (out / f"{name}.html").write_text(render_html(page), encoding="utf-8")
+    write_markdown(page, out / f"{name}.md")
+    try:
+        write_pngs(page, out)
+    except ValueError as error:  # all else is there: what has run for hours does not fail at this
+        print(f"asyncprop: pictures are SVG only: {error}", file=sys.stderr)

@@ -33,15 +33,13 @@ def simulate(
         out: Folder of the run, new or empty. Default: one under runs/.
         quiet: Print the result only.
     """
-    from asyncprop.rank import train_rank
+    from asyncprop.rank import Job, train_rank
     from asyncprop.runs import create_run
     from asyncprop.simulate.session import SimulatedSession
 
     resolved = resolve(SimulateConfig, given_options(options, task), config)
-    return train_rank(
-        resolved, lambda world: SimulatedSession(resolved), lambda: create_run(out, resolved), quiet=quiet,
-        resumable=False,
-    )  # fmt: skip
+    session, folder = lambda world: SimulatedSession(resolved), lambda: create_run(out, resolved)
+    return train_rank(Job(resolved, session, folder, quiet=quiet, resumable=False))
 
 
 def plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +14,7 @@ from asyncprop.cli.common import BAD_INPUT, FAILED, Flat, complain, given_option
 from asyncprop.config import TrainConfig, TrainOptions, resolve
 
 if TYPE_CHECKING:
-    from asyncprop.exchange import World
-    from asyncprop.methods.session import Session
-    from asyncprop.runs import Run
+    from asyncprop.rank import Job
 
 
 def train(
@@ -47,7 +44,8 @@ def train(
         tensorboard: Write scalars and histograms for TensorBoard, in the run's folder.
         quiet: Print the result only.
     """
-    from asyncprop.rank import join_rank, print_result
+    from asyncprop.methods.session import Session
+    from asyncprop.rank import Job, join_rank, print_result
     from asyncprop.runs import create_run, open_run, read_config, read_result
 
     given = given_options(options, task)
@@ -65,40 +63,29 @@ def train(
         if result := read_result(resume):
             return print_result(result, resume)
         checkpoint, open_folder = resume / "checkpoint", lambda: open_run(resume)
-    return _train(resolved, checkpoint, open_folder, quiet=quiet, tensorboard=tensorboard, replacements=replacements)
+    session = lambda world: Session(resolved, checkpoint, world)  # noqa: E731
+    return _train(Job(resolved, session, open_folder, quiet=quiet, tensorboard=tensorboard), replacements)
 
 
-def _train(
-    config: TrainConfig,
-    checkpoint: Path | None,
-    open_folder: Callable[[], Run],
-    *,
-    quiet: bool,
-    tensorboard: bool,
-    replacements: int,
-) -> int:
+def _train(job: Job, replacements: int) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch, launch_tolerant
-    from asyncprop.methods.session import Session
     from asyncprop.rank import is_tolerant, train_rank
 
-    def open_session(world: World) -> Session:
-        return Session(config, checkpoint, world)
-
-    ranks = config.ranks or 1
-    if replacements and (ranks == 1 or not is_tolerant(config)):
+    ranks = job.config.ranks or 1
+    if replacements and (ranks == 1 or not is_tolerant(job.config)):
         raise ValueError("replacements must be left out: only ranks that gossip go on when one of them dies")
     if not is_rank():
         if ranks == 1:
-            return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
-        if is_tolerant(config):
-            code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements, quiet=quiet)
+            return train_rank(job)
+        if is_tolerant(job.config):
+            code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements, quiet=job.quiet)
         else:
             code, failure = launch(ranks, sys.argv[1:])
         return complain(failure, code) if failure and code != BAD_INPUT else code
-    if config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
-        raise ValueError(f"ranks must be left out, or what the launcher started (got {config.ranks})")
-    return train_rank(config, open_session, open_folder, quiet=quiet, tensorboard=tensorboard)
+    if job.config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
+        raise ValueError(f"ranks must be left out, or what the launcher started (got {job.config.ranks})")
+    return train_rank(job)
 
 
 def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:
@@ -111,14 +98,13 @@ def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> in
     """
     from asyncprop.methods.repeat import first_difference, read_recorded
     from asyncprop.methods.session import Session
-    from asyncprop.rank import train_rank
+    from asyncprop.rank import Job, train_rank
     from asyncprop.runs import create_run
 
     config, trace = read_recorded(path)
     with create_run(out, config) as run:
-        code = train_rank(
-            config, lambda world: Session(config, None, world, trace), lambda: run, quiet=quiet, resumable=False
-        )
+        session = lambda world: Session(config, None, world, trace)  # noqa: E731
+        code = train_rank(Job(config, session, lambda: run, quiet=quiet, resumable=False))
     if code:
         return code
     if difference := first_difference(path, run.path):

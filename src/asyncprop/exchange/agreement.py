@@ -24,6 +24,9 @@ class Agreement:
     Args:
         members: who they are; all call `mean` in the same turn.
         store: to make process groups in.
+
+    Attributes:
+        totals: of the weights of all that made the last mean, by layer.
     """
 
     def __init__(self, members: Members, store: Store) -> None:
@@ -31,7 +34,7 @@ class Agreement:
         self._store = store.clone()  # type: ignore[attr-defined]  # connecting waits in it: it must be nobody else's
         self._group: Any = None
         self._among: tuple[int, ...] = ()
-        self._groups = 0
+        self.totals: list[float] = []
 
     def forget(self) -> None:
         """Make a new process group next time: this rank has missed what the others did with the old one."""
@@ -63,6 +66,7 @@ class Agreement:
                 means = None
             votes = self._members.gather(means is not None)
             if means is not None and all(votes.values()) and self._members.among == among:
+                self.totals = [sum(given[member][layer] for member in among) for layer in range(len(layers))]
                 return means
             self.forget()
 
@@ -84,11 +88,14 @@ class Agreement:
         mine |= {name: (buffer, each) for name, buffer in buffers.items() if buffer.is_floating_point()}
         means: dict[str, Tensor] = {}
         for names in _by_type(mine):
-            flat = torch.cat([_weighted(*mine[name]).reshape(-1) for name in names])
-            _sum(group, flat)
             sizes = [mine[name][0].numel() for name in names]
+            flat = torch.empty(sum(sizes), dtype=_wide(mine[names[0]][0]))
             parts: Sequence[Tensor] = flat.split(sizes)  # type: ignore[no-untyped-call]
-            means |= {name: part.view(mine[name][0].shape) for name, part in zip(names, parts, strict=True)}
+            for name, part in zip(names, parts, strict=True):  # one by one: the memory of one copy, and no more
+                tensor, weight = mine[name]
+                part.view(tensor.shape).copy_(tensor).mul_(weight)
+                means[name] = part.view(tensor.shape)
+            _sum(group, flat)
         for name, buffer in buffers.items():
             if not buffer.is_floating_point():
                 means[name] = buffer.cpu().clone() * int(counts)
@@ -115,10 +122,6 @@ class Agreement:
 def _sum(group: Any, tensor: Tensor, operation: ReduceOp.RedOpType = ReduceOp.SUM) -> None:
     if group is not None:
         group.allreduce([tensor], operation).wait()
-
-
-def _weighted(tensor: Tensor, share: float) -> Tensor:
-    return tensor.cpu().to(_wide(tensor)) * share
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement
-from asyncprop.exchange.members import Members
+from asyncprop.exchange.members import TIMEOUT_S, Members
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
 from asyncprop.exchange.receiver import Receiver
@@ -69,7 +69,7 @@ class LayerGossip(Exchange):
         probability: float = 1.0,
         bucket_bytes: int = BUCKET_BYTES,
         wire: WireType = "exact",
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         seed: int = 0,
         members: Members | None = None,
     ) -> None:
@@ -83,6 +83,7 @@ class LayerGossip(Exchange):
         self._topology, self._wire_type, self._bucket_bytes = topology, wire, bucket_bytes
         self._period, self._probability, self._seed = period, probability, seed
         self._timeout_s, self._members = timeout_s, members
+        self._met = 1  # how many ranks had a fair share of weight each when they last met; at first, one has all
         self._shared: Shared | None = None
 
     # ---- the engine's side
@@ -178,6 +179,7 @@ class LayerGossip(Exchange):
         shared.replica.model.load_state_dict(state["model"])
         shared.replica.optimizer.load_state_dict(state["optimizer"])
         self._agreement.forget()
+        self._met = given["met"]
         with shared.changed:
             for neighbour in shared.neighbours.values():
                 neighbour.out = None  # of a time before the others met: it is void
@@ -196,6 +198,8 @@ class LayerGossip(Exchange):
         with torch.no_grad(), replica.device.use(shared.stream):
             means = self._agreement.mean(replica.layers, parameters, buffers, shared.weights.all)
             self.tally.note_distance(parameters, means)
+            self.tally.note_weight(self._agreement.totals, self._met)
+            self._met = len(shared.members.among)
             for name, mean in means.items():
                 (parameters[name] if name in parameters else buffers[name]).data.copy_(mean)
             replica.device.finish(shared.stream)
@@ -214,7 +218,13 @@ class LayerGossip(Exchange):
             if shared.is_meeting or shared.is_closed or shared.members.round != met:
                 return None  # what was packed is of a time before the others met: the next look will do
             weights = [shared.weights.give(layer) for layer in range(len(shared.updates))]
-        return {"rank": shared.rank, "identity": shared.wire.identity, "weights": weights, "state": state}
+        return {
+            "rank": shared.rank,
+            "identity": shared.wire.identity,
+            "weights": weights,
+            "met": self._met,
+            "state": state,
+        }
 
     def _member_changed(self, member: int, is_alive: bool) -> None:
         shared = self._shared
@@ -238,6 +248,7 @@ class LayerGossip(Exchange):
                 shared.neighbours = {**shared.neighbours, member: new}
             neighbour = shared.neighbours[member]
             if neighbour.thread is None and not shared.is_closed:
+                neighbour.start()
                 neighbour.thread = shared.start(f"receive-{member}", Receiver(shared, neighbour).run)
 
     def _find_members(self) -> tuple[Members, Store] | None:

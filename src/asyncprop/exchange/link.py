@@ -20,7 +20,7 @@ from asyncprop.exchange.board import Board
 MESSAGES, NOTHING = 1, 2
 """Tags: of all messages, and of none that is ever sent."""
 
-CONNECT_S = 10.0
+CONNECT_S = 5.0
 """Seconds that two ranks which have both called each other may take to connect."""
 
 NEVER = timedelta(days=365)

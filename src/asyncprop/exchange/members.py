@@ -17,6 +17,9 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
 
+TIMEOUT_S = 10.0
+"""Seconds of silence after which the others go on without a rank, unless given."""
+
 START_TIMEOUT_S = 300.0
 """Seconds that ranks of the start may take to announce themselves: the slowest has yet to import PyTorch."""
 
@@ -36,7 +39,7 @@ class Members:
         size: how many ranks there are at the start; a rank that joins reads it in the store.
         rank: this rank's number, from 0 to size - 1; None for one that joins later and is given the next free number.
         timeout_s: a rank that was not heard of for so long is dropped. Shorter drops the dead sooner, and also those
-            that only hang: these can join anew.
+            that only hang: these can join anew. A rank that joins has that of the others.
         clock: seconds; for tests.
 
     Attributes:
@@ -59,7 +62,7 @@ class Members:
         size: int,
         rank: int | None,
         *,
-        timeout_s: float = 10.0,
+        timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not timeout_s > 0:
@@ -75,7 +78,6 @@ class Members:
         self.offers: dict[str, Callable[[], Any]] = {}
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
-        self._every_s = min(1.0, timeout_s / 10)
         self._clock = clock
         self._heard: dict[int, tuple[int, float]] = {}
         self._alive: set[int] = set(range(size))
@@ -95,11 +97,11 @@ class Members:
     def announce(self) -> None:
         """Let the others know of this rank."""
         if self.joins:
-            self.size = self.board.get("size", self.check)
+            self.size, self.timeout_s = self.board.get("start", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
             self._alive = set()  # it has yet to hear of anybody
             self._since = dict.fromkeys(range(self.size), 1)
-        self.board.put("size", self.size)
+        self.board.put("start", (self.size, self.timeout_s))
         self._looked = self._clock()
         self.look()
 
@@ -122,6 +124,10 @@ class Members:
     def turn(self) -> str:
         """Name of the last `meet` or `gather`, the same on all that took part."""
         return f"{self.round}.{self._turn}"
+
+    @property
+    def _every_s(self) -> float:
+        return min(1.0, self.timeout_s / 10)
 
     def check(self) -> None:
         """Raise what ended the thread, if it has ended."""

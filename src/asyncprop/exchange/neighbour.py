@@ -45,7 +45,7 @@ class Neighbour:
         sequence: number of the last message to it.
         merged: number of its last message that was merged here.
         refused: whether it has sent garbage: nothing more is taken from it.
-        sent, received: a message's bytes; the send thread's, and the receiving thread's.
+        sent, received: a message's bytes; the send thread's, and the receiving thread's. Empty until `start`.
         short: a message without layers; the receiving thread's.
     """
 
@@ -56,8 +56,18 @@ class Neighbour:
         self.sequence = self.merged = 0
         self.refused = False
         self.thread: threading.Thread | None = None
-        self.sent, self.received = make_buffer(message_bytes), make_buffer(message_bytes)
+        self._make_buffer, self._message_bytes = make_buffer, message_bytes
+        self.sent = self.received = torch.empty(0, dtype=torch.uint8)
         self.short = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+
+    def start(self) -> None:
+        """Make the buffers that its threads need."""
+        self.sent, self.received = self._make_buffer(self._message_bytes), self._make_buffer(self._message_bytes)
+
+    def stop(self) -> None:
+        """Note that its thread ends, and give the buffers back: ranks that have died must not cost memory."""
+        self.thread = None
+        self.sent = self.received = torch.empty(0, dtype=torch.uint8)
 
     @property
     def is_ready(self) -> bool:

@@ -57,7 +57,7 @@ class Receiver:
                 shared.changed.wait_for(lambda: shared.is_closed, wait_s)
             if not shared.is_closed and not neighbour.refused and neighbour.rank in shared.members.alive:
                 return True
-            neighbour.thread = None
+            neighbour.stop()
             shared.changed.notify_all()
             return False
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import random
 
 import torch
 
+from asyncprop.exchange.due import Due
 from asyncprop.exchange.link import LinkBroken
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers
@@ -29,9 +29,9 @@ class Sender:
 
     def __init__(self, shared: Shared, peers: Peers, *, period: int, probability: float, seed: int) -> None:
         self._shared, self._peers = shared, peers
-        self._period, self._probability = period, probability
-        self._random = random.Random(f"{seed} {shared.rank}")
-        self._drawn: set[int] = set()  # layers that are to be sent, and could not be yet
+        self._due = Due(
+            shared.updates, shared.weights, period=period, probability=probability, seed=f"{seed} {shared.rank}"
+        )
 
     def run(self) -> None:
         """Send whatever is due, until the exchange is closed."""
@@ -43,29 +43,12 @@ class Sender:
             self.send_due()
 
     def send_due(self) -> None:
-        """Send what is due now; what nobody can be sent now stays due.
-
-        Layers that have waited for the most updates go first, so that none starves where links are slower than
-        updates; among those that have waited alike, the output's, as they are updated first.
-        """
-        wire, updates = self._shared.wire, self._shared.updates
-        layers = [layer for layer in reversed(range(len(updates))) if self._is_due(layer)]
-        layers.sort(key=lambda layer: -updates[layer])
+        """Send what is due now; what nobody can be sent now stays due."""
+        wire, layers = self._shared.wire, self._due.layers()
         while layers and (neighbour := self._choose()):
             count = next((n for n in range(1, len(layers)) if wire.is_full(layers[:n])), len(layers))
             self._send(neighbour, layers[:count])
             layers = layers[count:]
-
-    def _is_due(self, layer: int) -> bool:
-        updates = self._shared.updates[layer]
-        if updates < self._period or not self._shared.weights.may_give(layer, updates):
-            return False
-        if self._probability < 1 and layer not in self._drawn:
-            if self._random.random() >= self._probability:
-                self._shared.updates[layer] = 0
-                return False
-            self._drawn.add(layer)
-        return True
 
     def _choose(self) -> Neighbour | None:
         shared = self._shared
@@ -92,9 +75,7 @@ class Sender:
             header = Header(Kind.LAYERS, shared.rank, neighbour.sequence, shared.members.round, len(entries))
             message = wire.write(neighbour.sent, header, entries)
             for layer in layers:
-                shared.tally.superseded += max(0, shared.updates[layer] - 1)
-                shared.updates[layer] = 0
-                self._drawn.discard(layer)
+                shared.tally.superseded += max(0, self._due.sent(layer) - 1)
             device = shared.replica.device
             with device.use(shared.stream):
                 for name, value in itertools.chain.from_iterable(wire.values(message, layers)):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -22,12 +21,16 @@ class GossipTally:
             older when it was merged.
         distance: between this rank's parameters and the mean of all, relative to the mean's norm, when the ranks last
             met.
+        weight: the sum of all ranks' weights of a layer when they last met, as a share of what it was after they had
+            met before: 1, but for what ranks that died, or were left out, took with them. Of the layer
+            whose is farthest from it.
     """
 
     def __init__(self) -> None:
         self.messages_sent = self.bytes_sent = self.messages_merged = self.bytes_merged = 0
         self.superseded = self.late = self.returned = self.refused = 0
         self.distance = 0.0
+        self.weight = 1.0
         self._age_s = 0.0
         self._delivered = 0
 
@@ -57,13 +60,24 @@ class GossipTally:
         square = apart = 0.0
         for name, parameter in parameters.items():
             if name in means:
-                mean = means[name].to(torch.float64)
-                apart += float((parameter.cpu().to(torch.float64) - mean).square().sum())
-                square += float(mean.square().sum())
+                pieces = zip(_pieces(parameter.detach()), _pieces(means[name]), strict=True)
+                for mine, mean in ((mine.cpu().double(), mean.double()) for mine, mean in pieces):
+                    apart += float((mine - mean).square().sum())
+                    square += float(mean.square().sum())
         self.distance = (apart / square) ** 0.5 if square else 0.0
+
+    def note_weight(self, totals: Sequence[float], met: int) -> None:
+        """Note the total weight of every layer, of ranks of which so many had met before."""
+        self.weight = max((total / met for total in totals), key=lambda share: abs(share - 1), default=1.0)
 
     def read(self) -> dict[str, float]:
         """Return all of it, by name."""
         names = ("messages_sent", "bytes_sent", "messages_merged", "bytes_merged", "superseded", "late", "returned",
-                 "refused", "age_s", "distance")  # fmt: skip
+                 "refused", "age_s", "distance", "weight")  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of a tensor's numbers, so few at a time that what is made of them is small."""
+    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(1 << 16)  # type: ignore[no-untyped-call]
+    return pieces

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from asyncprop.exchange.members import START_TIMEOUT_S, Members
+from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members
 
 JOIN_TIMEOUT_S = 10.0
 """How long a rank that joins looks for the store."""
@@ -34,7 +34,7 @@ class World:
         members: those that are alive, if the world is tolerant.
     """
 
-    def __init__(self, *, tolerant: bool = False, timeout_s: float = 10.0, joins: str | None = None) -> None:
+    def __init__(self, *, tolerant: bool = False, timeout_s: float = TIMEOUT_S, joins: str | None = None) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.members: Members | None = None

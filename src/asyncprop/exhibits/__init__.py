@@ -114,6 +114,9 @@ _ROWS = (
 )
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in _ROWS}
 
+ONE_RUN = ("times", "trace")
+"""Kinds of study whose every batch is an observation: one run of them is enough."""
+
 # Which rows a figure draws, where it does not draw all.
 DRAWN = {
     **dict.fromkeys(("figure2", "figure3", "figure4"), ("async-lu", "async-bu")),

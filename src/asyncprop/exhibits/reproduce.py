@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from asyncprop.bench.engine import bench_engine
+from asyncprop.bench.engine import entries, measure
+from asyncprop.bench.workloads import choose
 from asyncprop.config import CompareConfig, resolve
-from asyncprop.exhibits import DRAWN, STUDIES, Exhibit, Study
+from asyncprop.devices import available_cores
+from asyncprop.exhibits import DRAWN, ONE_RUN, STUDIES, Exhibit, Study
 from asyncprop.exhibits.scales import Scale
 from asyncprop.methods.compare import compare
 from asyncprop.report import exhibits as show
@@ -21,6 +23,9 @@ from asyncprop.report.page import Block, Page, Section, TextBlock
 from asyncprop.report.published import published
 from asyncprop.runs import environment, write_json
 from asyncprop.tasks import get_task
+
+COMPARED = {"sgd_one_thread", "async_lu", "ddp"}
+"""What `bench engine` calls what the paper's speed-ups compare."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def _study(study: Study, request: Request, messages: TextIO, *, quiet: bool) -> 
         **options,
         "task": task,
         "methods": ",".join(study.methods).format(ranks=request.scale.ranks),
-        "seeds": request.seeds or request.scale.seeds,
+        "seeds": 1 if study.kind in ONE_RUN else request.seeds or request.scale.seeds,
         "target": "worst-best",
         "device": device,
         **({"data_dir": folder} if folder else {}),
@@ -98,20 +103,19 @@ def _study(study: Study, request: Request, messages: TextIO, *, quiet: bool) -> 
 
 
 def _bench(workload: str, request: Request, messages: TextIO) -> dict[str, Any]:
-    """Measure a workload, or keep what was measured."""
+    """Measure what speed-ups are made of, as `asyncprop bench engine` does, or keep what was measured."""
     file = request.out / "runs" / f"bench-{workload}.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     file.parent.mkdir(parents=True, exist_ok=True)
     scale = request.scale
-    figures = bench_engine(
-        workload,
-        processes=scale.bench_rounds,
-        rounds=1,
-        seconds=scale.bench_seconds,
-        sweep=False,
-        messages=messages,
-    )
+    print(f"{workload} ...", file=messages, flush=True)
+    (chosen,), needed = choose(workload), [entry for entry in entries(sweep=False) if COMPARED & set(entry.kinds)]
+    rounds = measure(chosen, needed, scale.bench_processes, 1, scale.bench_seconds)
+    figures = {
+        "workloads": [{"name": workload, "cores": available_cores(), "rounds": rounds}],
+        "processes": scale.bench_processes, "rounds": 1, "seconds": scale.bench_seconds, "environment": environment(),
+    }  # fmt: skip
     write_json(file, figures)
     return figures
 
@@ -125,8 +129,15 @@ def _section(
     blocks: list[Block] = list(_blocks(exhibit, used, benches, command))
     if exhibit.name.startswith("table"):
         blocks.append(TextBlock(f"In the paper: {published(exhibit.name).place}."))
-    blocks += [TextBlock(found.command, is_code=True) for found in used]
+    commands = [found.command for found in used] + [_bench_command(benches[workload]) for _, workload in exhibit.bench]
+    blocks += [TextBlock(command, is_code=True) for command in commands]
     return Section(f"{title} [{on}]" if on else title, blocks)
+
+
+def _bench_command(figures: dict[str, Any]) -> str:
+    """Return the command that measures a workload as it was measured."""
+    options = " ".join(f"--{key} {figures[key]}" for key in ("processes", "rounds", "seconds"))
+    return f"asyncprop bench engine --workloads {figures['workloads'][0]['name']} {options}"
 
 
 def _numbered(name: str) -> str:

@@ -34,9 +34,6 @@ from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.recorder import Recorder
 from asyncprop.trace import Statistics, Step
 
-TIMEOUT_S = 10.0
-"""Of silence, after which gossip goes on without a rank."""
-
 
 class Trainer(Protocol):
     """A context manager that trains on batches and reports each."""
@@ -115,7 +112,7 @@ def open_trainer(
     """
     row = get_method(method)
     meeting = meeting_of(method, options.exchange)
-    _refuse(options, row, meeting, extent.ranks)
+    refuse_what_it_lacks(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
     delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
     if rank is not None:
@@ -201,13 +198,23 @@ def _exchange(
         return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
     if alone:
         return None
-    names = ("topology", "period", "probability", "bucket_bytes", "wire")
+    names = ("topology", "period", "probability", "bucket_bytes", "wire", "timeout_s")
     given: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return LayerGossip(**given, timeout_s=options.timeout or TIMEOUT_S, seed=seed, members=members)
+    return LayerGossip(**given, seed=seed, members=members)
 
 
-def _refuse(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
-    """Refuse options that the method would not look at."""
+def refuse_what_it_lacks(options: Options, row: Method, meeting: str | None, ranks: int) -> None:
+    """Refuse options that the method would not look at.
+
+    Args:
+        options: of the run.
+        row: the method's.
+        meeting: how its ranks meet, see `meeting_of`.
+        ranks: that train together.
+
+    Raises:
+        ValueError: naming the first.
+    """
     in_step = row.exchange in ("gradients in step", "parameters in step", "buckets in step")
     decoupled = isinstance(row.workers, Decoupled)
     meets = row.workers is not None and (ranks > 1 or row.exchange is not None)
@@ -221,7 +228,7 @@ def _refuse(options: Options, row: Method, meeting: str | None, ranks: int) -> N
         "prepass_epochs": row.partition is not None or row.exchange == "parameters in step",
         "exchange": row.workers is not None and ranks > 1,
         "period": row.exchange == "parameters in step" or meets,
-        **dict.fromkeys(("topology", "probability", "bucket_bytes", "wire", "timeout"), gossips),
+        **dict.fromkeys(("topology", "probability", "bucket_bytes", "wire", "timeout_s"), gossips),
         "comm_hook": row.exchange == "gradients in step",
     }
     for name, fits in fitting.items():

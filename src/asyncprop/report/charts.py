@@ -76,7 +76,7 @@ def bars(
     errors: dict[str, Sequence[float | None]] | None = None, stacked: bool = False,
 ) -> str:  # fmt: skip
     """Return horizontal bars: one or several (`groups`) for each label; None leaves a bar out, `x` names the unit."""
-    with _drawing(name, description, height=max(1.6, 0.6 + 0.24 * len(labels) * (1 if stacked else len(groups)))) as (
+    with _drawing(name, description, height=max(1.2, 0.6 + 0.24 * len(labels) * (1 if stacked else len(groups)))) as (
         axes,
         done,
     ):
@@ -94,6 +94,7 @@ def bars(
             )  # fmt: skip
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)] if stacked else lefts
         axes.set_yticks(places, labels)
+        axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(x)
         if len(groups) > 1:
@@ -105,11 +106,12 @@ def strip(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], *, x: str, unit: str,
     name: str, description: str,
 ) -> str:  # fmt: skip
-    """Return a heat strip: a row of cells each, the darker the higher; None stays empty. Written out by hand, as
+    """Return a heat strip: a row of cells each, the stronger the higher; None stays empty. Written out by hand, as
     its cells are to mix two colours of the page.
     """
     highest = max((value for row in values for value in row if value is not None), default=0.0) or 1.0
-    left, cell, top, width = 96.0, 11.0, 6.0, 320.0
+    cell, top, width = 11.0, 6.0, 320.0
+    left = 8.0 + 4.4 * max((len(_short(row)) for row in rows), default=0)
     step = (width - left - 4) / max(1, len(columns))
     height = top + cell * len(rows) + 38
     body = []
@@ -129,7 +131,7 @@ def strip(
     for place in sorted({0, len(columns) // 2, len(columns) - 1}):
         middle = f"{left + (place + 0.5) * step:.1f}"
         body.append(f'<text x="{middle}" y="{bottom}" text-anchor="middle">{escape(columns[place])}</text>')
-    body.append(f'<text x="{left}" y="{bottom + 12}">{escape(x)}; darkest: {highest:.2f} {escape(unit)}</text>')
+    body.append(f'<text x="{left}" y="{bottom + 12}">{escape(x)}; strongest: {highest:.2f} {escape(unit)}</text>')
     inside = f'<g style="font: 7.5px sans-serif; fill: var(--text)">{"".join(body)}</g>'
     return labelled(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}">{inside}</svg>',
                      name, description)  # fmt: skip
@@ -185,7 +187,7 @@ def labelled(svg: str, name: str, description: str) -> str:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2 if entries > 1 else 1)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2 if entries > 1 else 1)
 
 
 def _short(name: str, longest: int = 20) -> str:

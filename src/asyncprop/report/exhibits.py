@@ -47,10 +47,12 @@ class Found:
     @property
     def command(self) -> str:
         """Return the command that makes these runs."""
-        options = {key: value for key, value in self.comparison.content["config"].items() if value is not None}
-        task = options.pop("task")
-        given = " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in options.items())
-        return f"asyncprop compare {task} {given}"
+        options = dict(self.comparison.content["config"])
+        words = ["asyncprop", "compare", str(options.pop("task"))]
+        for key, value in options.items():
+            if value is not None and value is not False:
+                words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
 
     @property
     def methods(self) -> list[str]:
@@ -155,10 +157,8 @@ def _rates(paper: Published, founds: Sequence[Found]) -> list[Block]:
 def speed_ups(paper: Published, benches: dict[str, Row]) -> list[Block]:
     """Tables 7 and 8: how much faster than one device several are."""
     lines = []
-    commands = []
     for network, figures in benches.items():
         (workload,) = figures["workloads"]
-        commands.append(str(figures["environment"]["command"]))
         measured = workload["rounds"]
         for method in (str(row["method"]) for row in paper.rows if row["network"] == network):
             key = method.replace("-", "_")
@@ -201,13 +201,16 @@ def pass_times(paper: Published, founds: Sequence[Found]) -> list[Block]:
     """Table 9: how long passes take, and beta, the ratio of the two."""
     columns = ["network", "batch size", "forward (s)", "paper (s)", "backward (s)", "paper (s)", "beta", "paper, beta"]
     blocks: list[Block] = []
-    note = "The backward pass includes the optimizer's step. The paper's batches have 128 samples."
     for found in founds:
         printed = paper.row(network=found.network)
         runs = found.comparison.runs
         forward = [step["forward_s"] for run in runs for step in run.all_steps]
         backward = [step["backward_s"] for run in runs for step in run.all_steps]
         beta = statistics.fmean(backward) / statistics.fmean(forward)
+        note = (
+            f"{len(forward)} batches of {len(runs)} run. The backward pass includes the optimizer's step. The paper's "
+            "batches have 128 samples."
+        )
         line = [
             found.network, f"{runs[0].steps[0]['batch_size']:g}", _of(forward), spread(printed["forward_s"], "g"),
             _of(backward), spread(printed["backward_s"], "g"), f"{beta:.2f}",

@@ -34,12 +34,13 @@ def overview(paths: Sequence[Path], command: str) -> Page:
     by_task: dict[str, list[RunFiles]] = {}
     for run in runs:
         by_task.setdefault(str(run.config.get("task", "?")), []).append(run)
+    compared = {str(comparison.content["task"]) for comparison in comparisons}
     for number, (task, group) in enumerate(by_task.items()):
-        sections += _run_sections(f"{task}: runs", group, command, f"r{number}")
+        sections += _run_sections(f"{task}: {'other ' * (task in compared)}runs", group, command, f"r{number}")
     everything = [run for comparison in comparisons for run in comparison.runs] + runs
     sections.append(_provenance(comparisons, everything, command))
-    counts = [f"{len(comparisons)} comparisons"] if comparisons else []
-    counts += [f"{len(everything)} runs"] if everything else []
+    found = {"comparison": len(comparisons), "run": len(everything)}
+    counts = [f"{count} {what}{'s' * (count > 1)}" for what, count in found.items() if count]
     title = ", ".join(dict.fromkeys([*(str(c.content["task"]) for c in comparisons), *by_task]))
     return Page(f"asyncprop: {title}", f"{' and '.join(counts)}, from their files alone.", sections)
 

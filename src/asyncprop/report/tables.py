@@ -168,6 +168,20 @@ def print_memory(figures: dict[str, Any], stream: TextIO) -> None:
     print_table(stream, list(MEMORY), cells(MEMORY, figures["rows"]), numbers_from=1)
 
 
+MEMORY_OF_RANKS: Columns = {
+    "workload": lambda row: str(row["name"]),
+    "ranks": lambda row: str(row["ranks"]),
+    "parameters (MiB)": lambda row: _mib(row["parameters_bytes"]),
+    "beyond SGD (MiB)": lambda row: _mib(row["beyond_sgd_bytes"]),
+    "copies of the parameters": lambda row: f"{row['copies']:.2f}",
+}
+
+
+def print_memory_of_ranks(figures: dict[str, Any], stream: TextIO) -> None:
+    """Print the figures of `bench memory --ranks`."""
+    print_table(stream, list(MEMORY_OF_RANKS), cells(MEMORY_OF_RANKS, figures["rows"]), numbers_from=1)
+
+
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f}"
 

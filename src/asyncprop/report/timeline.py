@@ -5,6 +5,7 @@ A measured trace and a predicted one are the same to it: it reads events, and as
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -124,11 +125,15 @@ class Timeline:
         return max((event.end_s for event in self.trace.events), default=0.0)
 
     def window(self, passes: int = 8) -> tuple[float, float]:
-        """Return a stretch from the middle of the trace in which about so many batches begin."""
+        """Return a stretch near the middle of the trace in which so many batches begin, without a pause such as
+        evaluations make.
+        """
         starts = sorted(event.start_s for event in self.passes if event.kind == "forward")
         if len(starts) <= passes:
             return 0.0, self.end_s
-        first = (len(starts) - passes) // 2
+        lengths = [end - start for start, end in zip(starts, starts[passes:], strict=False)]
+        usual, middle = 1.5 * statistics.median(lengths), (len(starts) - passes) // 2
+        first = min((n for n, length in enumerate(lengths) if length <= usual), key=lambda n: abs(n - middle))
         return starts[first], starts[first + passes]
 
 

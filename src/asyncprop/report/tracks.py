@@ -19,8 +19,8 @@ _SHADE = {"forward": "-", "backward": "=", "write": "!", "wait": ".", "average":
 _STYLE = {"forward": "blue", "backward": "dark_orange3", "write": "bold", "wait": "dim", "average": "green",
           "send": "magenta", "merge": "yellow"}  # fmt: skip
 
-LEFT, WIDTH, TRACK, GAP = 74.0, 640.0, 26.0, 16.0
-"""Pixels of a picture: the tracks' names, all of it, a track, and what is between two."""
+LEFT, WIDTH, TRACK, GAP, LETTER = 74.0, 640.0, 26.0, 16.0, 5.0
+"""Pixels of a picture: the tracks' names, all of it, a track, what is between two, and a letter."""
 
 
 def draw(timeline: Timeline, window: Window, *, name: str, title: str) -> str:
@@ -47,8 +47,9 @@ def draw(timeline: Timeline, window: Window, *, name: str, title: str) -> str:
     ]
     for event in timeline.passes:
         if window[0] <= event.start_s < window[1]:
-            label = f"{'F' if event.kind == 'forward' else 'B'}{event.batch}"
-            body.append(f'<text x="{x(event.start_s) + 5:.2f}" y="{top[track_of(event)] - 2:.1f}">{label}</text>')
+            label, left = f"{'F' if event.kind == 'forward' else 'B'}{event.batch}", x(event.start_s) + 5
+            if x(event.end_s) - left >= LETTER * len(label):  # or it would run into the next
+                body.append(f'<text x="{left:.2f}" y="{top[track_of(event)] - 2:.1f}">{label}</text>')
     for arrow in timeline.arrows:
         if window[0] <= arrow.start_s <= window[1] and arrow.end_s <= window[1]:
             start, end = top[arrow.start_track], top[arrow.end_track]
@@ -156,7 +157,7 @@ def _part(span: Span, x: Callable[[float], float], y: float, layer: str) -> str:
         f'<rect x="{left:.2f}" y="{y + 4:g}" width="{max(right - left, 0.2):.2f}" height="{TRACK - 8:g}" '
         f'style="{style}">{words}</rect>'
     )
-    if right - left < 5.0 * len(layer):
+    if right - left < LETTER * len(layer):
         return box
     return (
         f'{box}<text x="{(left + right) / 2:.2f}" y="{y + TRACK / 2 + 3:g}" text-anchor="middle" '

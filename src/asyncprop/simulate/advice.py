@@ -90,9 +90,10 @@ def _why(found: Plan) -> str:
 def print_virtual(figures: dict[str, Any], stream: TextIO) -> None:
     """Print what was predicted beside what was measured."""
     table = Table("workload", "forward, backward, lanes", "ms: predicted", "measured", "ratio", "staleness: predicted",
-                  "measured", "ratio")  # fmt: skip
+                  "measured", "ratio", "equal passes", "ratio")  # fmt: skip
     for row in figures["rows"]:
-        ratio = row["staleness_ratio"]
+        ratios = [row[key] for key in ("staleness_ratio", "equal_passes_staleness_ratio")]
+        varied, equal = ("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
         table.add_row(
             row["name"],
             f"{row['forward']}, {row['backward']}, {row['lanes']}",
@@ -101,6 +102,8 @@ def print_virtual(figures: dict[str, Any], stream: TextIO) -> None:
             f"{row['ratio']:.3f}",
             f"{row['predicted_staleness']:.3f}",
             f"{row['measured_staleness']:.3f}",
-            "-" if ratio is None else f"{ratio:.3f}",
+            varied,
+            f"{row['equal_passes_staleness']:.3f}",
+            equal,
         )
     _console(stream).print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ class LayerCosts:
         forward_s, backward_s: of the layer's passes, with what is computed between it and its neighbours.
         update_s: of its step.
         transfer_s: until its parameters have reached another device.
+        variation: by which the times of whole passes vary: standard deviation over mean. 0: all take equally long.
     """
 
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     update_s: tuple[float, ...]
     transfer_s: tuple[float, ...]
+    variation: float = 0.0
 
     @property
     def backward_forward_ratio(self) -> float:
@@ -43,12 +47,14 @@ class Costs:
         name, source: of the figures.
         whole: seconds of each of KINDS, of all layers together; used if `layers` is empty.
         layers: for each layer's name the seconds of each of KINDS.
+        variation: of passes, see `LayerCosts`.
     """
 
     name: str
     source: str
     whole: dict[str, float]
     layers: dict[str, dict[str, float]]
+    variation: float = 0.0
 
     def of(self, layers: Sequence[str]) -> LayerCosts:
         """Return the costs of a model with these layers.
@@ -57,10 +63,12 @@ class Costs:
             ValueError: if the file gives costs by layer, of other layers.
         """
         if not self.layers:
-            return LayerCosts(*((self.whole[kind] / len(layers),) * len(layers) for kind in KINDS))
+            spread = {kind: (self.whole[kind] / len(layers),) * len(layers) for kind in KINDS}
+            return LayerCosts(**spread, variation=self.variation)
         if missing := [name for name in layers if name not in self.layers]:
             raise ValueError(f"costs must be of this model ({self.name} has none for its layer {missing[0]!r})")
-        return LayerCosts(*(tuple(self.layers[name][kind] for name in layers) for kind in KINDS))
+        by_layer = {kind: tuple(self.layers[name][kind] for name in layers) for kind in KINDS}
+        return LayerCosts(**by_layer, variation=self.variation)
 
 
 def read_costs(name: str) -> Costs:
@@ -79,22 +87,47 @@ def read_costs(name: str) -> Costs:
     layers = content.get("layers", {})
     for where, given in layers.items() if layers else [("the whole", content)]:
         _check(f"{path}: {where}", given, whole=not layers)
+    variation = content.get("variation", 0.0)
+    if not isinstance(variation, int | float) or not 0 <= variation < 1:
+        raise ValueError(f"costs: variation must be a number from 0 to 1 ({path} has {variation!r})")
     whole = {kind: float(content.get(kind, 0.0)) for kind in KINDS}
     return Costs(
         str(content.get("name", path.stem)),
         str(content.get("source", "")),
         whole,
         {name: {kind: float(given.get(kind, 0.0)) for kind in KINDS} for name, given in layers.items()},
+        float(variation),
     )
 
 
 def write_costs(path: Path, name: str, source: str, layers: Iterable[str], costs: LayerCosts) -> None:
     """Write costs by layer, so that `read_costs` reads them."""
-    lines = [f"name = {_quoted(name)}", f"source = {_quoted(source)}"]
+    lines = [f"name = {_quoted(name)}", f"source = {_quoted(source)}", f"variation = {costs.variation:.3e}"]
     for layer, *values in zip(layers, *(getattr(costs, kind) for kind in KINDS), strict=True):
         lines.append(f"\n[layers.{_quoted(layer)}]")
         lines += [f"{kind} = {value:.3e}" for kind, value in zip(KINDS, values, strict=True)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Draws:
+    """By how much longer each pass takes than in the mean: factors of mean 1, drawn from a seed.
+
+    Lognormal, as a pass never takes no time, and sometimes far longer.
+
+    Args:
+        variation: standard deviation of the factors.
+        seed: of what is drawn, batch by batch: who comes first does not matter.
+    """
+
+    def __init__(self, variation: float, seed: int) -> None:
+        self._sigma = math.sqrt(math.log1p(variation**2))
+        self._seed = seed
+
+    def of(self, batch: int) -> float:
+        """Return a batch's factor."""
+        if not self._sigma:
+            return 1.0
+        return random.Random(f"{self._seed} {batch}").lognormvariate(-(self._sigma**2) / 2, self._sigma)
 
 
 def shipped() -> list[str]:

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from torch.optim import Optimizer
 
 from asyncprop.engine.update import Stopping
 from asyncprop.engine.workers import GRACE_S
 from asyncprop.methods.trainer import Trainer
-from asyncprop.simulate.groups import Group
 from asyncprop.simulate.virtual_time import VirtualTime
 from asyncprop.trace import Statistics, Step
 
@@ -28,18 +27,25 @@ class Member:
     optimizer: Optimizer
 
 
+class Settles(Protocol):
+    """What lets replicas become equal."""
+
+    def settle(self) -> None:
+        """Let them; none trains."""
+
+
 class Fleet:
     """Trains all members at once. Which takes a batch is decided by who is ready first, or by rounds, in step.
 
     Args:
         time: by which they train; the thread that made it is the one that calls.
         members: the first one's optimizer is the session's: the hyper-parameters of the others follow it.
-        group: how they meet; settles when all have ended. None if they are equal anyway.
+        meeting: how they meet; settles when all have ended.
         in_step: whether every member takes one batch a round; what is left over at the end of a loader is left out.
     """
 
-    def __init__(self, time: VirtualTime, members: list[Member], group: Group | None, *, in_step: bool) -> None:
-        self._time, self._members, self._group, self._in_step = time, members, group, in_step
+    def __init__(self, time: VirtualTime, members: list[Member], meeting: Settles, *, in_step: bool) -> None:
+        self._time, self._members, self._meeting, self._in_step = time, members, meeting, in_step
         self._stack = ExitStack()
         self._changed = time.condition()
         self._steps: deque[Step] = deque()
@@ -75,8 +81,7 @@ class Fleet:
 
     def settle(self) -> None:
         """Let the models of all members become equal."""
-        if self._group:
-            self._group.settle()
+        self._meeting.settle()
 
     def statistics(self) -> Statistics:
         """Return what the members have done together; per layer, the first one's."""

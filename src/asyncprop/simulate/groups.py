@@ -5,7 +5,6 @@ A group is made once, and has a side for each replica, which is that replica's E
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Sequence
 
@@ -52,16 +51,12 @@ class Group:
     def finished(self, rank: int) -> None:
         """Note that a replica has finished a batch."""
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Let all replicas become equal to the bit: to the mean of their parameters and buffers. None may train."""
         with self.changed:
             self.changed.wait_for(self._is_quiet)
         self.sleep(all_reduce_s(self.costs, self.ranks))
-        for same in zip(*(_tensors(replica.model) for replica in self.replicas), strict=True):
-            value = mean(same) if same[0].is_floating_point() else torch.stack(same).amax(0)
-            for tensor in same:
-                tensor.copy_(value)
+        make_equal([replica.model for replica in self.replicas])
 
     def close(self) -> None:
         """End its threads."""
@@ -156,7 +151,7 @@ class Averages(Group):
 
     @torch.no_grad()
     def _round(self) -> None:
-        own = [_parameters(replica.model) for replica in self.replicas]
+        own = [trained(replica.model) for replica in self.replicas]
         snaps = [[tensor.clone() for tensor in tensors] for tensors in own]
         means = [mean(same) for same in zip(*snaps, strict=True)]
         self.sleep(all_reduce_s(self.costs, self.ranks))
@@ -164,89 +159,6 @@ class Averages(Group):
             for tensor, now, then in zip(tensors, means, snap, strict=True):
                 tensor.add_(now - then)
         self.rounds += 1
-
-
-class Gossip(Group):
-    """Sends each layer that has been updated to another replica, drawn at random. The sum of weights stays the same.
-
-    Send: halve w, and (x, w) travels. Merge (x', w'): x += w' / (w + w') · (x' - x), w += w'. Each replica sends one
-    layer after the other; one that waits to be sent goes with the values that it has when it leaves.
-    """
-
-    def __init__(self, time: VirtualTime, costs: LayerCosts, ranks: int, seed: int) -> None:
-        super().__init__(time, costs, ranks)
-        self.weights = [[1.0] * len(costs.forward_s) for _ in range(ranks)]
-        self.merges = 0
-        self._random = [random.Random(f"{seed} {rank}") for rank in range(ranks)]
-        self._waiting: list[dict[int, None]] = [{} for _ in range(ranks)]  # layers, in the order of their updates
-        self._calls = [time.condition() for _ in range(ranks)]
-        self._sending = 0
-
-    def landed(self, rank: int, layer: int) -> None:
-        """Let the layer be sent."""
-        with self._calls[rank]:
-            self._waiting[rank][layer] = None
-            self._calls[rank].notify_all()
-
-    def close(self) -> None:
-        """End its threads."""
-        self.closed = True
-        for call in self._calls:
-            with call:
-                call.notify_all()
-        super().close()
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Let all replicas have the weighted mean of each layer, the mean of all buffers, and weight 1 each."""
-        with self.changed:
-            self.changed.wait_for(self._is_quiet)
-        for layer in range(len(self.weights[0])):
-            weights = [theirs[layer] for theirs in self.weights]
-            for same in zip(*(self._tensors_of(rank, layer) for rank in range(self.ranks)), strict=True):
-                value = sum(tensor * (w / sum(weights)) for tensor, w in zip(same, weights, strict=True))
-                for tensor in same:
-                    tensor.copy_(value)
-            for theirs in self.weights:
-                theirs[layer] = 1.0
-        super().settle()
-
-    def _make_threads(self) -> list[threading.Thread]:
-        return [self.time.thread(self._send, (rank,), f"asyncprop-send-{rank}") for rank in range(self.ranks)]
-
-    def _is_quiet(self) -> bool:
-        return not self._sending and not any(self._waiting)
-
-    def _send(self, rank: int) -> None:
-        call, waiting = self._calls[rank], self._waiting[rank]
-        while True:
-            with call:
-                call.wait_for(lambda: self.closed or waiting)
-                if self.closed:
-                    return
-            layer = next(iter(waiting))
-            self._sending += 1
-            del waiting[layer]
-            peer = self._random[rank].choice([other for other in range(self.ranks) if other != rank])
-            self.weights[rank][layer] /= 2
-            weight = self.weights[rank][layer]
-            values = [tensor.clone() for tensor in self._tensors_of(rank, layer)]
-            self.sleep(self.costs.transfer_s[layer])
-            self._merge(peer, layer, values, weight)
-            with self.changed:
-                self._sending -= 1
-                self.changed.notify_all()
-
-    @torch.no_grad()
-    def _merge(self, rank: int, layer: int, values: list[Tensor], weight: float) -> None:
-        self.weights[rank][layer] += weight
-        for tensor, value in zip(self._tensors_of(rank, layer), values, strict=True):
-            tensor.add_(value - tensor, alpha=weight / self.weights[rank][layer])
-        self.merges += 1
-
-    def _tensors_of(self, rank: int, layer: int) -> list[Tensor]:
-        replica = self.replicas[rank]
-        return [replica.model.get_parameter(name).data for name in replica.layers[layer].parameters]
 
 
 def mean(same: Sequence[Tensor]) -> Tensor:
@@ -257,9 +169,16 @@ def mean(same: Sequence[Tensor]) -> Tensor:
     return total.div_(len(same))
 
 
-def _parameters(model: nn.Module) -> list[Tensor]:
+def trained(model: nn.Module) -> list[Tensor]:
+    """Return the tensors of the parameters that are trained."""
     return [parameter.data for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*_parameters(model), *(buffer.data for buffer in model.buffers())]
+@torch.no_grad()
+def make_equal(models: Sequence[nn.Module]) -> None:
+    """Let models become equal to the bit: to the mean of their parameters and buffers; of integers, the greatest."""
+    every = ([*trained(model), *(buffer.data for buffer in model.buffers())] for model in models)
+    for same in zip(*every, strict=True):
+        value = mean(same) if same[0].is_floating_point() else torch.stack(same).amax(0)
+        for tensor in same:
+            tensor.copy_(value)

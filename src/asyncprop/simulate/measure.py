@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from asyncprop.trace import Event, Trace
 
 KEPT = 0.8
 """Share of the passes that count: the slowest were held up by something else."""
+MOST_VARIATION = 0.99
+"""That is noted, see `LayerCosts`."""
 
 
 def measure_costs(
@@ -45,7 +47,9 @@ def measure_costs(
 
 
 def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
-    """Return the mean costs of the layers over the traced passes of batches from `first` on, without the slowest.
+    """Return the mean costs of the layers over the traced passes of batches from `first` on, and how passes vary.
+
+    The slowest passes do not count for the means. They do for the variation.
 
     A layer's forward pass lasts until the next layer is read; its backward pass from the end of the step before to
     its gradient. What lies between a thread's passes belongs to the first layer that the next one reads.
@@ -59,7 +63,9 @@ def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
     kept = passes[: max(1, round(KEPT * len(passes)))]
     means = [[fmean(costs) for costs in zip(*kind, strict=True)] for kind in zip(*kept, strict=True)]
     forward, backward, update = (tuple(kind) for kind in means)
-    return LayerCosts(forward, backward, update, (0.0,) * len(forward))
+    wholes = [_total(costs) for costs in passes]
+    variation = stdev(wholes) / fmean(wholes) if len(wholes) > 1 else 0.0
+    return LayerCosts(forward, backward, update, (0.0,) * len(forward), min(variation, MOST_VARIATION))
 
 
 def _one_pass(events: list[Event], idle_s: float, layers: int) -> tuple[list[float], list[float], list[float]]:

@@ -15,7 +15,7 @@ from torch import nn
 from asyncprop.devices import CpuDevice
 from asyncprop.engine.layers import Layer
 from asyncprop.engine.turn import NOTHING, Moment, Turn
-from asyncprop.simulate.costs import Costs, LayerCosts
+from asyncprop.simulate.costs import Costs, Draws, LayerCosts
 from asyncprop.simulate.virtual_time import Process, VirtualTime
 
 THROUGH = 0.5
@@ -70,12 +70,15 @@ class Pace(Turn):
         time: the clock.
         costs: of the layers.
         machines: which the workers are put on, one after the other, in the order in which they first compute.
+        seed: of what is drawn, if passes vary.
     """
 
-    def __init__(self, time: VirtualTime, costs: Costs, machines: Sequence[Machine]) -> None:
+    def __init__(self, time: VirtualTime, costs: Costs, machines: Sequence[Machine], *, seed: int = 0) -> None:
         self.clock = self._time = time
         self._given_costs, self._machines = costs, machines
         self._workers = 0
+        self._draws = Draws(costs.variation, seed)
+        self._factors: dict[int, float] = {}  # by batch, of those in flight
         self._costs = LayerCosts((), (), (), ())
         self._by_layer = True
         self._to_read: dict[int, float] = {}  # by batch: the cost of the layers that its forward pass has not yet read
@@ -92,14 +95,17 @@ class Pace(Turn):
             return self._reading(batch, layer)
         if moment == "forward":
             self._to_read[batch] = sum(costs.forward_s)
+            self._factors[batch] = self._draws.of(batch)
         elif moment == "handover":
-            self._compute(max(0.0, self._to_read.pop(batch)))  # of layers that no module was called for
+            self._compute(batch, max(0.0, self._to_read.pop(batch)))  # of layers that no module was called for
         elif moment == "through":
-            self._compute(costs.backward_s[layer] * THROUGH)
+            self._compute(batch, costs.backward_s[layer] * THROUGH)
         elif moment == "ready":
-            self._compute(costs.backward_s[layer])
+            self._compute(batch, costs.backward_s[layer])
         elif moment == "write":
-            self._compute(costs.update_s[layer] if self._by_layer else sum(costs.update_s))
+            self._compute(batch, costs.update_s[layer] if self._by_layer else sum(costs.update_s))
+        elif moment == "done":
+            self._factors.pop(batch, None)
         return NOTHING
 
     def stop(self) -> None:
@@ -112,16 +118,16 @@ class Pace(Turn):
         time, cost = self._time, self._costs.forward_s[layer]
         time.settle()
         process = time.process
-        start, takes = self._machine_of(process).start(process.now_s, cost)
+        start, takes = self._machine_of(process).start(process.now_s, cost * self._factors[batch])
         time.until(start)
         self._to_read[batch] -= cost
         yield
         process.due_s = takes
 
-    def _compute(self, cost_s: float) -> None:
+    def _compute(self, batch: int, cost_s: float) -> None:
         self._time.settle()
         process = self._time.process
-        start, takes = self._machine_of(process).start(process.now_s, cost_s)
+        start, takes = self._machine_of(process).start(process.now_s, cost_s * self._factors[batch])
         process.now_s = start
         process.due_s = takes
         self._time.settle()

@@ -19,6 +19,7 @@ from asyncprop.simulate.pace import Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
 
 BATCHES = 40
+"""Enough where passes all take equally long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,23 @@ class Prediction:
 
 
 def predict(
-    costs: LayerCosts, workers: Coupled | Decoupled, machines: list[Machine], *, by_layer: bool = True
+    costs: LayerCosts,
+    workers: Coupled | Decoupled,
+    machines: list[Machine],
+    *,
+    by_layer: bool = True,
+    batches: int = BATCHES,
+    seed: int = 0,
 ) -> Prediction:
-    """Return throughput and staleness of these workers, put on the machines one after the other."""
+    """Return throughput and staleness of these workers, put on the machines one after the other.
+
+    Args:
+        costs: of the layers; if passes vary, more batches make staleness more certain.
+        workers, machines: who computes, and on what.
+        by_layer: whether layers are stepped one by one.
+        batches: whose mean is taken, but for a few.
+        seed: of what is drawn, if passes vary.
+    """
     layers = len(costs.forward_s)
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
@@ -46,14 +61,14 @@ def predict(
             lambda module, batch: module(batch).sum(),
             workers=workers,
             update=LayerUpdate() if by_layer else BlockUpdate(),
-            turn=Pace(time, Costs("", "", {}, named), machines),
+            turn=Pace(time, Costs("", "", {}, named, costs.variation), machines, seed=seed),
             device=SimulatedDevice(time, machines),
         ) as engine,
     ):
         lanes = engine.statistics().lanes
         warm = 2 * lanes
-        batches: list[Tensor] = [torch.zeros(1, 1)] * (BATCHES + 4 * lanes)
-        seen = [(time.now(), step.mean_staleness) for step in engine.run(batches)]
+        some: list[Tensor] = [torch.zeros(1, 1)] * (batches + 4 * lanes)
+        seen = [(time.now(), step.mean_staleness) for step in engine.run(some)]
     steady = seen[warm : len(seen) - lanes]  # the last passes run with lanes empty beside them
     return Prediction((steady[-1][0] - seen[warm - 1][0]) / len(steady), fmean(age for _, age in steady))
 

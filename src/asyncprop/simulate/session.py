@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from asyncprop.config import SimulateConfig
+from asyncprop.config import SimulateConfig, TrainConfig
 from asyncprop.delay import Delays, on_rank, parse_delays
 from asyncprop.engine import Coupled, Decoupled
 from asyncprop.engine.lanes import trainable
@@ -20,14 +20,18 @@ from asyncprop.engine.partition import BackwardTimes, cut
 from asyncprop.methods import Method, get_method, meeting_of
 from asyncprop.methods.repeat import NEVER_S
 from asyncprop.methods.session import Session, Turns
-from asyncprop.methods.trainer import Extent, Trainer, open_trainer
+from asyncprop.methods.trainer import Extent, Trainer, open_trainer, refuse_what_it_lacks
 from asyncprop.recorder import Recorder
 from asyncprop.simulate.costs import LayerCosts, read_costs
-from asyncprop.simulate.fleet import Fleet, Member
-from asyncprop.simulate.groups import Averages, Gossip, Group
-from asyncprop.simulate.loop import Barrier, VirtualLoop
+from asyncprop.simulate.fleet import Fleet, Member, Settles
+from asyncprop.simulate.gossip import Gossip
+from asyncprop.simulate.groups import Averages, Group
+from asyncprop.simulate.in_step import Buckets, Gradients, InStep, Parameters
+from asyncprop.simulate.loop import VirtualLoop
 from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
+
+NOT_MODELLED = ("bucket_bytes", "wire", "timeout", "comm_hook")
 
 
 class SimulatedSession(Session):
@@ -43,10 +47,12 @@ class SimulatedSession(Session):
     def __init__(self, config: SimulateConfig) -> None:
         if config.turn != "free":
             raise ValueError(f"turn must be left out of a simulation, which is ordered anyway (got {config.turn})")
+        _refuse_what_is_not_modelled(config)
         self.simulated = config
         self._begun_s = perf_counter()
         self.clock = self._time = VirtualTime()
-        self._costs = read_costs(config.costs)
+        costs = read_costs(config.costs)
+        self._costs = costs if config.variation is None else replace(costs, variation=config.variation)
         self._machines = _machines(config)
         super().__init__(config.model_copy(update={"checkpoint_every": NEVER_S}))
 
@@ -58,6 +64,7 @@ class SimulatedSession(Session):
         return {
             "time": "virtual",
             "costs": self._costs.name,
+            "variation": self._costs.variation,
             "devices": self.simulated.devices,
             "speeds": [machine.speed for machine in self._machines],
             "replicas": self._ranks,
@@ -78,6 +85,12 @@ class SimulatedSession(Session):
         layers = find_layers(model, trainable(model, optimizer))
         costs = self._costs.of([layer.name for layer in layers])
         self._ranks = ranks = _ranks(self.simulated, row)
+        refuse_what_it_lacks(self.config, row, meeting_of(row.name, self.config.exchange), ranks)
+        if row.workers is None and ranks > self.batches_per_epoch:
+            raise ValueError(
+                f"devices must be at most the batches of an epoch, {self.batches_per_epoch}, for method {row.name}, "
+                f"whose ranks take one each in turn (got {ranks}): lower the batch size"
+            )
         trainers = _Trainers(self, row, layers, costs, ranks)
         if ranks == 1:
             return trainers.trainer(0, model, optimizer, self._machines, trace)
@@ -89,7 +102,7 @@ class SimulatedSession(Session):
             machines = self._machines[rank * per_rank : (rank + 1) * per_rank]
             notes = trace.of_rank(rank) if trace and rank else trace
             members.append(Member(trainers.trainer(rank, own, steps, machines, notes), steps))
-        return Fleet(self._time, members, trainers.group, in_step=row.workers is None)
+        return Fleet(self._time, members, trainers.meeting, in_step=row.workers is None)
 
 
 class _Trainers:
@@ -100,20 +113,26 @@ class _Trainers:
     ) -> None:
         self._session, self._row, self._layers, self._costs, self._ranks = session, row, layers, costs, ranks
         self._time = session._time
-        self._barrier = Barrier(self._time, costs, ranks) if row.workers is None and ranks > 1 else None
-        self.group = self._make_group()
+        self._extent = Extent(session.batches_per_epoch, session.epochs, ranks)
+        self._group = self._make_group() if row.workers and ranks > 1 else None
+        self._in_step = self._make_in_step()
+
+    @property
+    def meeting(self) -> Settles:
+        """How the ranks meet."""
+        return self._group or self._in_step
 
     def trainer(
         self, rank: int, model: nn.Module, optimizer: Optimizer, machines: Sequence[Machine], trace: Recorder | None
     ) -> Trainer:
-        """Return the trainer of one rank."""
+        """Return the trainer of one rank; they are made in the order of ranks."""
         session, config, time = self._session, self._session.config, self._time
         if self._row.workers is None:
             given = parse_delays(config.delay) if config.delay else ()
             delays = on_rank([replace(delay, seed=delay.seed + config.seed) for delay in given], rank)
             return VirtualLoop(
                 model, optimizer, session.loss, time=time, costs=self._costs, speed=machines[0].speed,
-                delays=Delays(delays, 0, clock=time), trace=trace, barrier=self._barrier,
+                delays=Delays(delays, 0, clock=time), trace=trace, meeting=self._in_step, seed=_seed(config, rank),
             )  # fmt: skip
         options, workers = _with_workers(session.simulated, self._row, self._costs, machines, self._ranks)
         return open_trainer(
@@ -122,23 +141,31 @@ class _Trainers:
             model,
             optimizer,
             session.loss,
-            extent=Extent(session.batches_per_epoch, session.epochs, self._ranks, self._blocks(workers)),
-            turn=Pace(time, session._costs, machines),
+            extent=replace(self._extent, blocks=self._blocks(workers)),
+            turn=Pace(time, session._costs, machines, seed=_seed(config, rank)),
             trace=trace,
             seed=config.seed,
             rank=rank,
             device=SimulatedDevice(time, machines),
-            exchange=self.group.side(rank) if self.group else None,
+            exchange=self._group.side(rank) if self._group else None,
         )
 
-    def _make_group(self) -> Group | None:
-        time, costs, ranks, session = self._time, self._costs, self._ranks, self._session
-        if self._row.workers is None or ranks == 1:
-            return None
-        if meeting_of(session.config.method, session.config.exchange) == "gossip":
-            return Gossip(time, costs, ranks, session.config.seed)
-        dense = Extent(session.batches_per_epoch, session.epochs, ranks).batches(session.epochs / 2)
-        return Averages(time, costs, ranks, session.config.period or 8, dense)
+    def _make_group(self) -> Group:
+        time, costs, ranks, config = self._time, self._costs, self._ranks, self._session.config
+        if meeting_of(config.method, config.exchange) != "gossip":
+            return Averages(time, costs, ranks, config.period or 8, self._extent.batches(self._extent.epochs / 2))
+        names = ("topology", "period", "probability")
+        given: dict[str, Any] = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+        return Gossip(time, costs, ranks, **given, seed=config.seed)
+
+    def _make_in_step(self) -> InStep:
+        time, costs, ranks, config = self._time, self._costs, self._ranks, self._session.config
+        if ranks == 1 or self._row.exchange is None:
+            return InStep(time, costs, ranks)
+        if self._row.exchange == "parameters in step":
+            warm_up = self._extent.batches(config.prepass_epochs or 0)
+            return Parameters(time, costs, ranks, period=config.period or 8, warm_up=warm_up)
+        return (Buckets if self._row.exchange == "buckets in step" else Gradients)(time, costs, ranks)
 
     def _blocks(self, workers: int) -> tuple[tuple[str, ...], ...] | None:
         """Cut the layers into the workers' blocks by their costs, if the method has blocks."""
@@ -148,6 +175,18 @@ class _Trainers:
         places = range(len(backward))
         alone = tuple(backward[place] + THROUGH * sum(backward[place + 1 :]) for place in places)
         return cut(BackwardTimes(alone, tuple(sum(backward[place:]) for place in places)), self._layers, workers)
+
+
+def _refuse_what_is_not_modelled(config: SimulateConfig) -> None:
+    for name in NOT_MODELLED:
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} must be left out of a simulation, which does not model it: see docs/simulate.md")
+    if config.device != "cpu":
+        raise ValueError(f"device must be left out of a simulation, which has devices of its own (got {config.device})")
+
+
+def _seed(config: TrainConfig, rank: int) -> int:
+    return config.seed + 1_000_003 * rank
 
 
 def _machines(config: SimulateConfig) -> list[Machine]:
@@ -163,8 +202,6 @@ def _machines(config: SimulateConfig) -> list[Machine]:
 
 def _ranks(config: SimulateConfig, row: Method) -> int:
     """Return how many replicas there are: a method whose ranks meet has one per device."""
-    if row.workers is None and row.exchange not in (None, "gradients in step"):
-        raise ValueError(f"method must be one that can be simulated (got {row.name}): ddp is its like")
     ranks = config.ranks or (config.devices if row.exchange else 1)
     if row.workers is None and row.exchange is None and ranks > 1:
         raise ValueError(f"ranks must be 1 for method {row.name} (got {ranks}): ddp is its like on several")

@@ -1,0 +1,160 @@
+"""Bench fleets: time to target of methods on more and more virtual devices, with and without a straggler among them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import process_time
+from typing import Any, TextIO
+
+import torch
+
+from asyncprop.config import SimulateConfig
+from asyncprop.engine import NonFiniteError
+from asyncprop.methods import METHODS
+from asyncprop.methods.session import Session
+from asyncprop.methods.train import Observer, train
+from asyncprop.runs import Run, create_run, environment, write_json
+from asyncprop.simulate.session import SimulatedSession
+from asyncprop.trace import Step
+
+DEVICES = (3, 8, 32, 128, 256)
+METHOD_NAMES = "ddp,lapsgd,async-lu,layup"
+GRID = ((0.1, 0.9), (0.02, 0.9), (0.02, 0.0))
+"""Learning rate and momentum: every method takes its best of these on each number of devices."""
+STRAGGLER_S = 0.151
+"""By which each step of the straggler takes longer: ten passes of the costs."""
+TASK: dict[str, Any] = {
+    "task": "digits", "batch_size": 4, "train_samples": 1024, "epochs": 25, "costs": "a100-resnet18", "target": 0.85,
+}  # fmt: skip
+"""256 batches an epoch, so that loops in step have none left over, with three devices one."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run."""
+
+    method: str
+    devices: int
+    straggler: bool
+    lr: float
+    momentum: float
+    seed: int
+
+    @property
+    def config(self) -> SimulateConfig:
+        """How it is run: the straggler is a rank, or a worker where there is one replica."""
+        who = "rank" if METHODS[self.method].exchange else "worker"
+        delay = f"{who}=0,seconds={STRAGGLER_S}" if self.straggler else None
+        return SimulateConfig(
+            **TASK, method=self.method, devices=self.devices, lr=self.lr, momentum=self.momentum, seed=self.seed,
+            delay=delay, stop_at_target=True,
+        )  # fmt: skip
+
+
+class Unwatched(Observer):
+    """Nobody is told."""
+
+    def on_start(self, session: Session, run: Run) -> None:
+        """Say nothing."""
+
+    def on_step(self, session: Session, step: Step) -> None:
+        """Say nothing."""
+
+    def on_epoch(self, session: Session, row: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Say nothing."""
+
+
+def bench_fleets(devices: str | None, methods: str | None, file: Path | None, messages: TextIO) -> dict[str, Any]:
+    """Make the runs that are not made yet: without a straggler by every point of GRID, with one by the best of these.
+
+    Args:
+        devices: how many, separated by commas; None for DEVICES.
+        methods: names, separated by commas; None for METHOD_NAMES.
+        file: where results are kept after every run; those that are there are not made again.
+        messages: where progress is told.
+
+    Raises:
+        ValueError: if a number or a method is none.
+    """
+    counts = _numbers(devices) if devices else DEVICES
+    names = (methods or METHOD_NAMES).split(",")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"methods must be some of {', '.join(METHODS)} (got {unknown[0]})")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {"runs": []}
+    torch.set_num_threads(1)
+    for point in _points(counts, names, found["runs"]):
+        if _of(found["runs"], point) is None:
+            row = {**asdict(point), **_run(point)}
+            print(_told(row), file=messages, flush=True)
+            found["runs"].append(row)
+            found |= {"task": TASK, "straggler_s": STRAGGLER_S, "environment": environment()}
+            if file:
+                write_json(file, found)
+    return found
+
+
+def best_of(runs: list[dict[str, Any]], method: str, devices: int) -> dict[str, Any] | None:
+    """Return a method's best run without a straggler: the first to the target, or else the most accurate."""
+    ours = [run for run in runs if (run["method"], run["devices"], run["straggler"]) == (method, devices, False)]
+    return min(ours, key=lambda run: (run["time_to_target_s"] or 1e9, -run["best_metric"]), default=None)
+
+
+def _points(devices: tuple[int, ...], methods: list[str], runs: list[dict[str, Any]]) -> Iterator[Point]:
+    for count in devices:
+        for method in methods:
+            for lr, momentum in GRID:
+                yield Point(method, count, False, lr, momentum, 0)
+            best = best_of(runs, method, count)
+            assert best
+            yield Point(method, count, True, best["lr"], best["momentum"], 0)
+
+
+def _of(runs: list[dict[str, Any]], point: Point) -> dict[str, Any] | None:
+    wanted = asdict(point)
+    return next((run for run in runs if all(run[name] == value for name, value in wanted.items())), None)
+
+
+def _run(point: Point) -> dict[str, Any]:
+    """Train until the target is reached, or to the end, and return what that took."""
+    began = process_time()
+    session = SimulatedSession(point.config)
+    position, diverged = session.position, False
+    with tempfile.TemporaryDirectory() as folder, create_run(Path(folder) / "run", point.config) as run:
+        try:
+            train(session, run, Unwatched())
+        except NonFiniteError:
+            diverged = True
+    return {
+        "diverged": diverged,
+        "time_to_target_s": position.time_to_target_s,
+        "epochs_to_target": position.epochs_to_target,
+        "best_metric": position.best_metric,
+        "mean_staleness": position.staleness / max(1, position.steps),
+        "steps": position.steps,
+        "events": session.describe()["events"],
+        "computing_s": process_time() - began,
+    }
+
+
+def _told(row: dict[str, Any]) -> str:
+    time = f"{row['time_to_target_s']:.2f} s" if row["time_to_target_s"] else "not reached"
+    who = f"{row['method']}, {row['devices']} devices{', a straggler' if row['straggler'] else ''}"
+    best, computing = f"best {row['best_metric']:.3f}", f"{row['computing_s']:.1f} s of computing"
+    return f"{who}, lr {row['lr']:g}, momentum {row['momentum']:g}: {time}, {best} ({computing})"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        counts = (0,)
+    if min(counts) < 1:
+        raise ValueError(f"devices must be numbers >= 1, separated by commas (got {text})")
+    return counts

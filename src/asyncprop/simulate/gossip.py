@@ -1,0 +1,133 @@
+"""Gossip in virtual time: replicas in one process send each other layers, by the rules of `exchange.LayerGossip`."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from asyncprop.exchange.due import Due
+from asyncprop.exchange.peers import Peers, Topology
+from asyncprop.exchange.weights import Weights, share
+from asyncprop.simulate.costs import LayerCosts
+from asyncprop.simulate.groups import Group
+from asyncprop.simulate.virtual_time import VirtualTime
+
+
+class Gossip(Group):
+    """Sends each layer that has been updated to another replica. The sum of weights stays the same.
+
+    Which layers are due, to whom they go and how they are merged is what `exchange` has. What differs: each replica
+    sends one layer after the other, without messages of several, and sends on as soon as the last has arrived.
+
+    Args:
+        time, costs, ranks: as for all groups.
+        topology, period, probability, seed: as for `LayerGossip`.
+
+    Attributes:
+        weights: of each rank, by layer.
+        merges: layers that have arrived.
+    """
+
+    def __init__(
+        self,
+        time: VirtualTime,
+        costs: LayerCosts,
+        ranks: int,
+        *,
+        topology: Topology = "uniform",
+        period: int = 1,
+        probability: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(time, costs, ranks)
+        layers = len(costs.forward_s)
+        self.weights = [Weights(layers) for _ in range(ranks)]
+        self.merges = 0
+        self._updates = [[0] * layers for _ in range(ranks)]
+        self._due = [
+            Due(updates, weights, period=period, probability=probability, seed=f"{seed} {rank}")
+            for rank, (updates, weights) in enumerate(zip(self._updates, self.weights, strict=True))
+        ]
+        self._peers = [Peers(topology, seed + rank) for rank in range(ranks)]
+        self._calls = [time.condition() for _ in range(ranks)]
+        self._sending = 0
+        self._is_meeting = False
+
+    def landed(self, rank: int, layer: int) -> None:
+        """Count an update, and let the sender go if something is due."""
+        self._updates[rank][layer] += 1
+        if self._due[rank].layers():
+            self._call(rank)
+
+    def close(self) -> None:
+        """End its threads."""
+        self.closed = True
+        for rank in range(self.ranks):
+            self._call(rank)
+        super().close()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let all replicas have the weighted mean of each layer, the mean of all buffers, and weight 1 each.
+
+        What is on its way arrives; nothing else leaves, as in the real meeting.
+        """
+        self._is_meeting = True
+        with self.changed:
+            self.changed.wait_for(lambda: not self._sending)
+        held = [weights.all() for weights in self.weights]
+        for layer in range(len(self.costs.forward_s)):
+            shares = [share(held, layer, rank) for rank in range(self.ranks)]
+            for same in zip(*(self._tensors_of(rank, layer) for rank in range(self.ranks)), strict=True):
+                value = sum(tensor * part for tensor, part in zip(same, shares, strict=True))
+                for tensor in same:
+                    tensor.copy_(value)
+        for weights, updates in zip(self.weights, self._updates, strict=True):
+            weights.reset()
+            updates[:] = [0] * len(updates)
+        super().settle()
+        self._is_meeting = False
+
+    def _make_threads(self) -> list[threading.Thread]:
+        return [self.time.thread(self._send, (rank,), f"asyncprop-send-{rank}") for rank in range(self.ranks)]
+
+    def _call(self, rank: int) -> None:
+        with self._calls[rank]:
+            self._calls[rank].notify_all()
+
+    def _next(self, rank: int) -> int | None:
+        due = [] if self._is_meeting else self._due[rank].layers()
+        return due[0] if due else None
+
+    def _send(self, rank: int) -> None:
+        others = [other for other in range(self.ranks) if other != rank]
+        while True:
+            with self._calls[rank]:
+                self._calls[rank].wait_for(lambda: self.closed or self._next(rank) is not None)
+            layer = self._next(rank)
+            if self.closed or layer is None:
+                return
+            peer = self._peers[rank].choose(rank, others, others)
+            assert peer is not None
+            self._sending += 1
+            self._due[rank].sent(layer)
+            weight = self.weights[rank].give(layer)
+            values = [tensor.clone() for tensor in self._tensors_of(rank, layer)]
+            self.sleep(self.costs.transfer_s[layer])
+            self._merge(peer, layer, values, weight)
+            with self.changed:
+                self._sending -= 1
+                self.changed.notify_all()
+
+    @torch.no_grad()
+    def _merge(self, rank: int, layer: int, values: list[Tensor], weight: float) -> None:
+        towards = self.weights[rank].take(layer, weight)
+        for tensor, value in zip(self._tensors_of(rank, layer), values, strict=True):
+            tensor.add_(value - tensor, alpha=towards)
+        self.merges += 1
+
+    def _tensors_of(self, rank: int, layer: int) -> list[Tensor]:
+        replica = self.replicas[rank]
+        return [replica.model.get_parameter(name).data for name in replica.layers[layer].parameters]

@@ -1,0 +1,207 @@
+"""Groups: how replicas in one process meet in virtual time, each way beside its arithmetic by hand."""
+
+import threading
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from asyncprop.delay import Delays
+from asyncprop.devices import CpuDevice
+from asyncprop.engine.exchange import Replica
+from asyncprop.engine.layers import find_layers
+from asyncprop.exchange.weights import PATIENCE
+from asyncprop.simulate import VirtualTime
+from asyncprop.simulate.costs import LayerCosts
+from asyncprop.simulate.gossip import Gossip
+from asyncprop.simulate.groups import Averages, Group
+from asyncprop.simulate.in_step import Buckets, Gradients, InStep, Parameters
+from asyncprop.simulate.loop import VirtualLoop
+
+NEVER = threading.Event()
+COSTS = LayerCosts((1.0,), (2.0,), (1.0,), (4.0,))  # forward, backward, update, transfer: of two ranks, an all-reduce
+
+
+def models_of(*values: float) -> list[nn.Linear]:
+    models = [nn.Linear(1, 1, bias=False) for _ in values]
+    for value, model in zip(values, models, strict=True):
+        nn.init.constant_(model.weight, value)
+    return models
+
+
+def weights_of(models: list[nn.Linear]) -> list[float]:
+    return [model.weight.item() for model in models]
+
+
+def join(group: Group, models: list[nn.Linear]) -> None:
+    for rank, model in enumerate(models):
+        layers = find_layers(model, ["weight"])
+        group.side(rank).open(Replica(model, torch.optim.SGD(model.parameters()), layers, CpuDevice(), pytest.fail))
+
+
+# ---- beside the workers
+
+
+def test_averaging_lets_updates_made_meanwhile_survive() -> None:
+    """θ += mean of the snaps - own snap: what was added after the snap is still there."""
+    time, models = VirtualTime(), models_of(1.0, 3.0)
+    group = Averages(time, COSTS, 2, period=1, dense_batches=0)
+    join(group, models)
+    for rank in (0, 1):
+        group.side(rank).finished()
+    time.sleep(1, NEVER)  # the round is under way until 4, as two ranks send everything once
+    with torch.no_grad():
+        models[0].weight += 10
+    time.sleep(4, NEVER)
+    assert weights_of(models) == [12.0, 2.0]
+    assert group.rounds == 1
+    group.settle()
+    assert weights_of(models) == [7.0, 7.0]
+    group.close()
+
+
+def test_gossip_merges_when_a_layer_arrives_and_is_sent_while_its_weight_is_a_fair_share() -> None:
+    time, models = VirtualTime(), models_of(0.0, 3.0)
+    group = Gossip(time, COSTS, 2)
+    join(group, models)
+    group.side(0).landed(0)
+    time.sleep(3, NEVER)
+    assert (weights_of(models), held(group)) == ([0.0, 3.0], [0.5, 1.0])  # the other half is on its way
+    time.sleep(2, NEVER)
+    assert (weights_of(models), held(group)) == ([0.0, 2.0], [0.5, 1.5])
+    for _ in range(PATIENCE - 1):  # less than a fair share: not sent
+        group.side(0).landed(0)
+        time.sleep(5, NEVER)
+    assert (group.merges, held(group)) == (1, [0.5, 1.5])
+    group.side(0).landed(0)
+    time.sleep(5, NEVER)
+    assert (group.merges, held(group)) == (2, [0.25, 1.75])
+    group.side(1).landed(0)
+    time.sleep(1, NEVER)
+    before = sum(w * x for w, x in zip((0.25, 0.875 + 0.875), weights_of(models), strict=True)) / 2
+    group.settle()  # what is on its way arrives: the weighted mean is what it was
+    assert weights_of(models) == [pytest.approx(before)] * 2
+    assert (group.merges, held(group), time.now()) == (3, [1.0, 1.0], 5 + 5 * PATIENCE + 4 + 4)
+    group.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "landed", "weights"),
+    [
+        ({"topology": "ring"}, [0, 0], [0.5, 1.5, 1.0]),
+        ({"topology": "exponential"}, [0, 1, 1], [0.5, 0.75, 1.75]),  # the second's first goes to the third
+        ({"period": 2}, [0], [1.0, 1.0, 1.0]),
+        ({"topology": "ring", "period": 2}, [0, 0], [0.5, 1.5, 1.0]),
+        ({"probability": 1e-9}, [0, 0, 1], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_gossip_has_the_options_of_the_real_one(options, landed, weights) -> None:
+    time, models = VirtualTime(), models_of(1.0, 2.0, 3.0)
+    group = Gossip(time, COSTS, 3, **options)
+    join(group, models)
+    for rank in landed:
+        group.side(rank).landed(0)
+        time.sleep(5, NEVER)
+    assert held(group) == weights
+    group.close()
+
+
+def held(group: Gossip) -> list[float]:
+    return [weights[0] for weights in group.weights]
+
+
+# ---- in step
+
+
+def train(meeting: InStep, targets: list[float], steps: int, speeds: tuple[float, ...] = (1.0, 0.5)):
+    """Fit a number to a target, on each rank another, by half of the gradient; return the values and times by rank."""
+    models, seen = models_of(*[0.0] * len(targets)), [[] for _ in targets]
+    loops = [
+        VirtualLoop(
+            model, torch.optim.SGD(model.parameters(), lr=0.5), lambda m, b: (m(b[0]) - b[1]).square().sum() / 2,
+            time=meeting.time, costs=COSTS, speed=speed, delays=Delays((), 0, clock=meeting.time), trace=None,
+            meeting=meeting,
+        )
+        for model, speed in zip(models, speeds, strict=True)
+    ]  # fmt: skip
+
+    def drive(rank: int) -> None:
+        for _ in loops[rank].run([(torch.ones(1, 1), torch.full((1, 1), targets[rank]))] * steps):
+            seen[rank].append((models[rank].weight.item(), meeting.time.now()))
+
+    threads = [meeting.time.thread(drive, (rank,), f"asyncprop-{rank}") for rank in range(len(targets))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seen, models
+
+
+def test_averaged_gradients_keep_all_equal_and_wait_for_the_slowest() -> None:
+    seen, _ = train(Gradients(VirtualTime(), COSTS, 2), [1.0, 3.0], 2)
+    assert [value for value, _ in seen[0]] == [value for value, _ in seen[1]] == [1.0, 1.5]
+    # Slow passes end at 6; the all-reduce of 4 s has one layer, and begins then. Updates of 1 and 2 s.
+    assert seen[0][0][1] == 6 + 4 + 1
+    assert [at for _, at in seen[1]] == [12.0, 24.0]
+
+
+def test_post_local_sgd_is_its_arithmetic_by_hand() -> None:
+    """Step 0 by averaged gradients; alone from then on, averaged after steps 1 and 3."""
+    seen, _ = train(Parameters(VirtualTime(), COSTS, 2, period=2, warm_up=1), [1.0, 3.0], 4)
+    x = [Fraction(0), Fraction(0)]
+    for step in range(4):
+        gradients = [value - target for value, target in zip(x, (1, 3), strict=True)]
+        if step < 1:
+            gradients = [sum(gradients) / Fraction(2)] * 2
+        x = [value - gradient / 2 for value, gradient in zip(x, gradients, strict=True)]
+        if step in (1, 3):
+            x = [sum(x) / Fraction(2)] * 2
+        assert [own[step][0] for own in seen] == [float(value) for value in x]
+    # In step until 11 and 12; a step alone takes 4 and 8 s, and both wait for the slow one's, and 4 s for the average.
+    assert [at for _, at in seen[0]] == [11.0, 24.0, 28.0, 44.0]
+    assert [at for _, at in seen[1]] == [12.0, 24.0, 32.0, 44.0]
+
+
+def test_decent_dp_is_its_arithmetic_by_hand() -> None:
+    """Own gradient at own parameters; stepped from the mean of what all had after the step before."""
+    meeting = Buckets(VirtualTime(), COSTS, 2)
+    seen, models = train(meeting, [1.0, 3.0], 4)
+    x = [Fraction(0), Fraction(0)]
+    for step in range(4):
+        gradients = [value - target for value, target in zip(x, (1, 3), strict=True)]
+        start = [sum(x) / Fraction(2)] * 2 if step else x
+        x = [value - gradient / 2 for value, gradient in zip(start, gradients, strict=True)]
+        assert [own[step][0] for own in seen] == [float(value) for value in x]
+    # Steps end after 4 and 8 s; all-reduces go from 8 to 12 and from 16 to 20: the fast rank waits for them.
+    assert [at for _, at in seen[0]][:3] == [4.0, 13.0, 21.0]
+    assert [at for _, at in seen[1]] == [8.0, 16.0, 24.0, 32.0]
+    meeting.settle()
+    assert weights_of(models) == [float(sum(x) / 2)] * 2
+    assert meeting.time.now() == 32 + 4 + 4  # what travels arrives, and an average of all
+
+
+def test_what_travels_while_passes_go_on_costs_nothing() -> None:
+    """Half of an all-reduce of 4 layers hides behind the backward pass; with decent-dp, behind the whole next pass."""
+    costs = LayerCosts((0.25,) * 4, (0.5,) * 4, (0.0,) * 4, (0.5,) * 4)
+    ends = {}
+    for kind in (InStep, Gradients, Buckets):
+        meeting = kind(VirtualTime(), costs, 2)
+        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(4)))
+        loops = [
+            VirtualLoop(
+                model, torch.optim.SGD(model.parameters(), lr=0.0), lambda m, b: m(b).sum(), time=meeting.time,
+                costs=costs, speed=1.0, delays=Delays((), 0, clock=meeting.time), trace=None, meeting=meeting,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        threads = [
+            meeting.time.thread(lambda loop=loop: list(loop.run([torch.ones(1, 1)] * 3)), (), "asyncprop-loop")
+            for loop in loops
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ends[kind] = meeting.time.now()
+    assert ends == {InStep: 9.0, Gradients: 10.5, Buckets: 9.0}
