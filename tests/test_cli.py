@@ -47,7 +47,7 @@ WRONG = [
     (["train", "digits", "--method", "adam"], "method must be one of sgd"),
     (["train", "digits", "--method", "sgd", "--workers", "2"], "workers must not be given for method sgd"),
     (["train", "digits", "--delay", "slow"], "delay must be like rank=1,seconds=0.5"),
-    (["train", "digits", "--compensation", "some"], "--compensation must be 'none', 'constant' or 'adaptive'"),
+    (["train", "digits", "--compensation", "some"], "--compensation must be 'none', 'constant', 'adaptive' or"),
     (["delays"], "comparisons must be given"),
     (["report"], "runs must be given"),
     (["report", "nowhere"], r"runs must be folders of runs or comparisons, or files of comparisons \(got nowhere"),

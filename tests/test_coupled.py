@@ -1,4 +1,4 @@
-"""Coupled workers on a scripted schedule, against slow sequential twins: Hogwild!, private state, compensation."""
+"""Coupled workers on a scripted schedule, against slow sequential twins: Hogwild!, private state, corrections."""
 
 import copy
 import threading
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import asyncprop as ap
+from asyncprop.engine import Correction
 from asyncprop.testing import TINY, Sequencer, cross_entropy, plain_loop, same_state, twins
 
 PAIRS = 4
@@ -57,7 +58,7 @@ def gradients(model: nn.Module, batch: Any) -> list[Tensor]:
     return list(torch.autograd.grad(cross_entropy(model, batch), list(model.parameters())))
 
 
-def twin(lanes: list[int], *, private: bool, compensation: ap.Compensation | None = None) -> nn.Module:
+def twin(lanes: list[int], *, private: bool, compensation: Correction | None = None) -> nn.Module:
     """Compute each pair's gradients at the same parameters, then apply one after the other."""
     model = TASK.seeded_model()
     parameters = list(model.parameters())
@@ -69,7 +70,9 @@ def twin(lanes: list[int], *, private: bool, compensation: ap.Compensation | Non
         pair = [gradients(model, batches[first]), gradients(model, batches[first + 1])]
         for batch, found in zip((first, first + 1), pair, strict=True):
             for p, old, g, ms in zip(parameters, read, found, mean_squares, strict=True):
-                if compensation and compensation.adaptive:
+                if isinstance(compensation, ap.Attenuation):
+                    g = g / (1 + batch % 2) ** compensation.power  # the second of a pair is stale by the first
+                elif compensation and compensation.adaptive:
                     ms.copy_(compensation.decay * ms + (1 - compensation.decay) * g * g)
                     g = g + 2 / torch.sqrt(ms + 1e-7) * g * g * (p.detach() - old.detach())
                 elif compensation:
@@ -86,8 +89,8 @@ def test_hogwild_equals_its_twin(state: Any) -> None:
     assert same_state(model.state_dict(), twin([s.lane for s in steps], private=state == "private").state_dict())
 
 
-@pytest.mark.parametrize("compensation", [ap.Compensation(0.3), ap.Compensation(adaptive=True)])
-def test_delay_compensation_equals_its_twin(compensation: ap.Compensation) -> None:
+@pytest.mark.parametrize("compensation", [ap.Compensation(0.3), ap.Compensation(adaptive=True), ap.Attenuation(0.5)])
+def test_a_correction_equals_its_twin(compensation: Correction) -> None:
     model, steps = scripted(ap.BlockUpdate(compensate=compensation))
     expected = twin([s.lane for s in steps], private=False, compensation=compensation)
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
@@ -101,14 +104,37 @@ def test_delay_compensation_equals_its_twin(compensation: ap.Compensation) -> No
 @pytest.mark.parametrize("task", TINY)
 def test_what_is_not_stale_is_not_corrected(task: str, workers: Any, update: Any) -> None:
     losses = []
-    for compensation in (None, ap.Compensation(adaptive=True)):
+    for compensation in (None, ap.Compensation(adaptive=True), ap.Attenuation()):
         model = TINY[task].seeded_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         with ap.Engine(
             model, optimizer, cross_entropy, workers=workers, update=update(compensate=compensation), telemetry=False
         ) as engine:
             losses.append([step.loss for step in engine.run(TINY[task].batches(6))])
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("telemetry", [True, False])
+def test_attenuation_knows_each_layer_s_staleness(telemetry: bool) -> None:
+    """Both passes read all; the first writes layer 1 first, the second layer 0: each has one stale layer."""
+    turns = [(0, "read", 0), (0, "read", 1), (1, "read", 0), (1, "read", 1)]
+    turns += [(0, "write", 1), (1, "write", 1), (1, "write", 0), (0, "write", 0)]
+    model, theirs = twins(TASK.seeded_model())
+    batches = TASK.batches(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    update = ap.LayerUpdate(compensate=ap.Attenuation())
+    with ap.Engine(
+        model, optimizer, cross_entropy, workers=ap.Coupled(2), update=update, telemetry=telemetry,
+        turn=BothReady(turns),
+    ) as engine:  # fmt: skip
+        list(engine.run(batches))
+    first, second = gradients(theirs, batches[0]), gradients(theirs, batches[1])
+    shares = {0: (0.5, 1.0), 1: (1.0, 0.5)}  # of the two gradients, by layer
+    for number, (p, one, other) in enumerate(zip(theirs.parameters(), first, second, strict=True)):
+        a, b = shares[number // 2]
+        p.data -= 0.1 * (a * one + b * other)
+    for ours, expected in zip(model.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +144,8 @@ def test_what_is_not_stale_is_not_corrected(task: str, workers: Any, update: Any
 def test_compensation_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ap.Compensation(**options)
+    with pytest.raises(ValueError, match="power must be"):
+        ap.Attenuation(-1.0)
 
 
 def test_private_state_goes_through_a_state_dict() -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from asyncprop.delay import Delay
     from asyncprop.devices import keep_freed_memory
     from asyncprop.engine import (
+        Attenuation,
         BlockUpdate,
         Compensation,
         Coupled,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(
         (
+            "Attenuation",
             "BlockUpdate",
             "Compensation",
             "Coupled",
@@ -64,6 +66,7 @@ __all__ = [  # noqa: RUF022
     "LayerUpdate",
     "BlockUpdate",
     "Compensation",
+    "Attenuation",
     "Partition",
     "Averaging",
     "LayerGossip",

@@ -67,8 +67,10 @@ class Options(BaseModel):
     prepass_epochs: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Epochs before passes become partial (default 1), or steps local (default 0)."
     )
-    compensation: Literal["none", "constant", "adaptive"] | None = Field(
-        None, description="Correct gradients for what changed since they were begun (DC-ASGD). Default: the method's."
+    compensation: Literal["none", "constant", "adaptive", "attenuation"] | None = Field(
+        None,
+        description="Correct gradients for what changed since they were begun (constant, adaptive: DC-ASGD), or make "
+        "stale ones smaller (attenuation). Default: the method's.",
     )
     comm_hook: Literal["none", "fp16", "bf16", "powersgd"] | None = Field(
         None, description="torch's compression of the gradients that ddp exchanges. Default: none."

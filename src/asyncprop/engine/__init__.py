@@ -1,6 +1,6 @@
 """The engine: asynchronous backpropagation of one model on one device."""
 
-from asyncprop.engine.compensation import Compensation
+from asyncprop.engine.compensation import Attenuation, Compensation, Correction
 from asyncprop.engine.engine import Engine
 from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.partition import Partition
@@ -10,8 +10,10 @@ from asyncprop.engine.update import BlockUpdate, LayerUpdate, NonFiniteError
 from asyncprop.engine.workers import Coupled, Decoupled
 
 __all__ = [
+    "Attenuation",
     "BlockUpdate",
     "Compensation",
+    "Correction",
     "Coupled",
     "Decoupled",
     "Engine",

@@ -1,4 +1,8 @@
-"""Compensation: corrects a gradient for what has changed since its layer was read (DC-ASGD, Zheng et al. 2017)."""
+"""Correction: what a gradient is changed by for what has landed on its layer since the layer was read.
+
+Compensation guesses the gradient at the present parameters (DC-ASGD, Zheng et al. 2017); Attenuation makes it smaller
+(staleness-aware SGD, Zhang et al. 2016).
+"""
 
 from __future__ import annotations
 
@@ -48,3 +52,28 @@ class Compensation:
             moved.div_(mean_square.add(TINY).sqrt_())
         default = 2.0 if self.adaptive else 0.04
         gradient.addcmul_(square, moved, value=default if self.coefficient is None else self.coefficient)
+
+
+@dataclass(frozen=True, slots=True)
+class Attenuation:
+    """Divide a layer's gradient by (1 + staleness)^power: the more has landed since it was read, the less it counts.
+
+    For SGD that is a learning rate per layer, by its measured staleness. It hardly changes what optimizers do that
+    divide by the gradient's own size (Adam). Staleness is noted for it even without telemetry.
+
+    Args:
+        power: 1 divides by all gradients that meet, this one included; 0 leaves the gradient as it is.
+    """
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.power < math.inf:
+            raise ValueError(f"power must be a number >= 0 (got {self.power})")
+
+    def factor(self, staleness: int) -> float:
+        """Return what a gradient is multiplied by that is so many updates stale."""
+        return float((1 + staleness) ** -self.power)
+
+
+Correction = Compensation | Attenuation

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from asyncprop.clock import Clock
 from asyncprop.devices import Device
 from asyncprop.engine.channel import Channel
+from asyncprop.engine.compensation import Attenuation, Compensation
 from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.lane import Lane, shares_storage
 from asyncprop.engine.layers import Layer, find_layers
@@ -155,7 +156,7 @@ class Lanes:
         lane = Lane(index, self._model, self.layers, self.versions, self._device)
         if self._telemetry or self._update.compensate or self._turn or self._recorder:
             lane.watch_reads(self._turn, self._recorder)
-        if self._update.compensate:
+        if isinstance(self._update.compensate, Compensation):
             lane.keep_values()
         shared = index == 0 or self._update.state == "shared"
         stepper = Stepper(
@@ -165,7 +166,7 @@ class Lanes:
             self._optimizer,
             self._optimizer.state if shared else self._private[index - 1],
             partition=self._partition,
-            versions=self.versions if self._telemetry else None,
+            versions=self.versions if self._telemetry or isinstance(self._update.compensate, Attenuation) else None,
             exchange=self._exchange,
             turn=self._turn,
             recorder=self._recorder,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from asyncprop.engine.compensation import Compensation
+from asyncprop.engine.compensation import Attenuation, Compensation
 from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.lane import Lane
 from asyncprop.engine.layers import Layer
@@ -161,8 +161,11 @@ class Stepper:
             self._record_ready(layer)
         with self._turn.at(self._batch, "write", layer) if self._turn else NOTHING:
             start = self._recorder.now() if self._recorder else 0.0
-            if unit.unit.update.compensate:
-                self._compensate(unit, unit.unit.update.compensate)
+            match unit.unit.update.compensate:
+                case Compensation() as compensation:
+                    self._compensate(unit, compensation)
+                case Attenuation() as attenuation:
+                    self._attenuate(unit, attenuation)
             if unit.unit.update.max_norm is not None:
                 self._clip(unit)
             given = self._write(unit, with_gradient, self._turn.given(self._batch, layer) if self._turn else None)
@@ -178,6 +181,15 @@ class Stepper:
             if leaf.grad is not None:
                 mean_square = unit.unit.mean_square(name, leaf) if compensation.adaptive else None
                 compensation.correct(leaf.grad, leaf, self.lane.values_read[name], mean_square)
+
+    @torch.no_grad()
+    def _attenuate(self, unit: LaneUnit, attenuation: Attenuation) -> None:
+        for layer in unit.unit.layers:
+            factor = attenuation.factor(self._age(layer.index))
+            for name in layer.parameters:
+                gradient = self.lane.leaves[name].grad
+                if gradient is not None and factor != 1:
+                    gradient.mul_(factor)
 
     def _clip(self, unit: LaneUnit) -> None:
         norm = nn.utils.clip_grad_norm_(unit.leaves, unit.unit.update.max_norm or math.inf)
@@ -207,8 +219,13 @@ class Stepper:
 
     def _note(self, layer: int) -> None:
         if self._versions:
-            age = self._versions.of(layer) - self.lane.read[layer]
+            age = self._age(layer)
             self.staleness[layer] = age
             self._versions.landed(self.lane.index, layer, age)
         if self._exchange:
             self._exchange.landed(layer)
+
+    def _age(self, layer: int) -> int:
+        """Return how many updates have landed on a layer since the pass read it."""
+        assert self._versions
+        return self._versions.of(layer) - self.lane.read[layer]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncprop.engine.compensation import Compensation
+from asyncprop.engine.compensation import Correction
 
 Write = Literal["lock-free", "locked"]
 State = Literal["shared", "private"]
@@ -45,7 +45,7 @@ class LayerUpdate:
     max_norm: float | None = None
     accumulate: int = 1
     state: State = "shared"
-    compensate: Compensation | None = None
+    compensate: Correction | None = None
     by_layer = True
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class BlockUpdate:
     max_norm: float | None = None
     accumulate: int = 1
     state: State = "shared"
-    compensate: Compensation | None = None
+    compensate: Correction | None = None
     by_layer = False
 
     def __post_init__(self) -> None:

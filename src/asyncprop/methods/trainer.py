@@ -13,7 +13,17 @@ from torch.optim import Optimizer
 from asyncprop.config import Options
 from asyncprop.delay import Delay, Delays, current_rank, on_rank, parse_delays
 from asyncprop.devices import Device
-from asyncprop.engine import Compensation, Coupled, Decoupled, Engine, Exchange, Partition, Turn
+from asyncprop.engine import (
+    Attenuation,
+    Compensation,
+    Correction,
+    Coupled,
+    Decoupled,
+    Engine,
+    Exchange,
+    Partition,
+    Turn,
+)
 from asyncprop.engine.partition import Blocks
 from asyncprop.engine.passes import LossFn
 from asyncprop.engine.update import Update
@@ -166,7 +176,12 @@ def _workers(options: Options, default: Decoupled | Coupled) -> Decoupled | Coup
 def _update(options: Options, default: Update) -> Update:
     if options.compensation is None:
         return default
-    kinds = {"none": None, "constant": Compensation(), "adaptive": Compensation(adaptive=True)}
+    kinds: dict[str, Correction | None] = {
+        "none": None,
+        "constant": Compensation(),
+        "adaptive": Compensation(adaptive=True),
+        "attenuation": Attenuation(),
+    }
     return replace(default, compensate=kinds[options.compensation])
 
 
