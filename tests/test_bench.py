@@ -11,7 +11,7 @@ import torch
 from asyncprop import Coupled, Decoupled
 from asyncprop.bench import exchange, gpu, memory_ranks, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
-from asyncprop.bench.engine import Entry, Measured, entries, figures, measure
+from asyncprop.bench.engine import Entry, Measured, entries, figures, measure, measure_entry
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.nearness import Nearness
 from asyncprop.bench.virtual import bench_virtual
@@ -130,6 +130,24 @@ def test_every_contestant_is_started_anew_several_times(monkeypatch: pytest.Monk
     assert len(started) == 4
     assert {name: len(seconds) for name, seconds in measured.seconds.items()} == {"limit": 4, "one": 8, "other": 8}
     assert {name: len(ns) for name, ns in measured.handover_ns.items()} == {"limit": 4, "one": 8, "other": 8}
+
+
+def test_bursts_are_measured_whole() -> None:
+    class Counting:
+        def measure(self, batches: int, which: int) -> float:
+            counts.append(batches)
+            return 1.0
+
+    class Nowhere:
+        def handover_ns(self) -> None:
+            return None
+
+    counts: list[int] = []
+    for kinds, count in ((1, 13), (1, 1), (2, 13), (2, 100)):
+        entry = Entry({str(number): Loop(1) for number in range(kinds)})
+        measure_entry(entry, Counting(), count, Measured({}, {}), Nowhere())  # type: ignore[arg-type]
+    assert all(count % 6 == 0 for count in counts)
+    assert counts[:2] == [18, 12]
 
 
 def test_the_worst_case_of_memory_is_forced() -> None:
