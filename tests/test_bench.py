@@ -11,8 +11,9 @@ import torch
 from asyncprop import Coupled, Decoupled
 from asyncprop.bench import exchange, gpu, memory_ranks, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
-from asyncprop.bench.engine import Entry, entries, figures, measure
+from asyncprop.bench.engine import Entry, Measured, entries, figures, measure, measure_entry
 from asyncprop.bench.memory import AllForwardFirst
+from asyncprop.bench.nearness import Nearness
 from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
 from asyncprop.report.plans import plans_markdown, print_plans
@@ -40,7 +41,7 @@ MEASURED = {
 
 
 def test_figures_are_medians_and_their_ratios() -> None:
-    made = figures(SMALL, MEASURED)
+    made = figures(SMALL, Measured(MEASURED, {}))
     assert (made["limit_s"], made["async_lu_s"], made["efficiency"]) == (2.0, 2.5, 0.8)
     assert made["vs_best_sync"] == 3.0 / 2.5
     assert made["lockstep_vs_loop"] == 1.0  # the median of 1, 2 and 1
@@ -48,6 +49,24 @@ def test_figures_are_medians_and_their_ratios() -> None:
     stream = io.StringIO()
     print_bench({"workloads": [made]}, stream)
     assert "0.800" in stream.getvalue()
+    assert made["efficiency_near"] is made["efficiency_far"] is made["handover_ns"] is None
+
+
+def test_efficiency_is_told_for_near_and_far_cores() -> None:
+    near, far = [100.0, 129.0], [131.0]
+    made = figures(SMALL, Measured(MEASURED, dict.fromkeys(MEASURED, near + far)))
+    assert (made["efficiency_near"], made["efficiency_far"]) == (1.5 / 2.25, 9.0 / 4.0)
+    assert made["handover_ns"] == 129.0
+    all_near = figures(SMALL, Measured(MEASURED, dict.fromkeys(MEASURED, [100.0] * 3)))
+    assert (all_near["efficiency_near"], all_near["efficiency_far"]) == (0.8, None)
+
+
+def test_cores_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Nearness() as nearness:
+        assert [handover > 0 for _ in range(2) if (handover := nearness.handover_ns())] == [True, True]
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    with Nearness() as nearness:
+        assert nearness.handover_ns() is None
 
 
 @pytest.mark.parametrize(
@@ -107,9 +126,28 @@ def test_every_contestant_is_started_anew_several_times(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Contestant, "__init__", noted)
     pair = Entry({"one": Loop(1), "other": Loop(1)})
-    measured = measure(SMALL, [Entry({"limit": Loop(1)}), pair], processes=2, rounds=2, seconds=1e-3)
+    measured = measure(SMALL, [Entry({"limit": Loop(1)}), pair], 2, 2, 1e-3)
     assert len(started) == 4
-    assert {name: len(seconds) for name, seconds in measured.items()} == {"limit": 4, "one": 8, "other": 8}
+    assert {name: len(seconds) for name, seconds in measured.seconds.items()} == {"limit": 4, "one": 8, "other": 8}
+    assert {name: len(ns) for name, ns in measured.handover_ns.items()} == {"limit": 4, "one": 8, "other": 8}
+
+
+def test_bursts_are_measured_whole() -> None:
+    class Counting:
+        def measure(self, batches: int, which: int) -> float:
+            counts.append(batches)
+            return 1.0
+
+    class Nowhere:
+        def handover_ns(self) -> None:
+            return None
+
+    counts: list[int] = []
+    for kinds, count in ((1, 13), (1, 1), (2, 13), (2, 100)):
+        entry = Entry({str(number): Loop(1) for number in range(kinds)})
+        measure_entry(entry, Counting(), count, Measured({}, {}), Nowhere())  # type: ignore[arg-type]
+    assert all(count % 6 == 0 for count in counts)
+    assert counts[:2] == [18, 12]
 
 
 def test_the_worst_case_of_memory_is_forced() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncprop.bench.engine import Measured
 from asyncprop.cli import main
 from asyncprop.config import CompareConfig, TrainConfig, resolve
 from asyncprop.exhibits import DRAWN, EXHIBITS, STUDIES, choose
@@ -163,7 +164,7 @@ def test_a_benchmark_measures_what_is_compared_once(tmp_path: Path, monkeypatch:
 
     def measure(workload, entries, processes, rounds, seconds):
         asked.append((workload.name, sorted(name for entry in entries for name in entry.kinds), processes))
-        return {name: [2.0] for name in made.COMPARED}
+        return Measured({name: [2.0] for name in made.COMPARED}, {})
 
     monkeypatch.setattr(made, "measure", measure)
     request = Request(get_scale("tiny"), "tiny", tmp_path)

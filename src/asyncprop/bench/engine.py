@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TextIO
 
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Kind, Loop
+from asyncprop.bench.nearness import Nearness
 from asyncprop.bench.workloads import Workload, choose
 from asyncprop.devices import available_cores
 from asyncprop.engine import Coupled, Decoupled
@@ -16,8 +19,36 @@ from asyncprop.runs import environment
 LEAST_BATCHES = 12
 """Batches per measurement at least: a pipeline finishes batches in bursts, which must not show."""
 
+NEAR = 1.3
+"""Cores count as near while handing over takes at most so many times what it took at best."""
+
 Seconds = dict[str, list[float]]
-"""Seconds per batch of the whole machine, by contestant, one per round."""
+"""Seconds per batch of the whole machine, by contestant, one per measurement."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Attributes:
+    seconds: per batch of the whole machine.
+    handover_ns: the slower of the times between cores just before and just after each measurement; empty on one core.
+    """
+
+    seconds: Seconds
+    handover_ns: dict[str, list[float]]
+
+    def add(self, name: str, seconds: float, handovers_ns: list[float]) -> None:
+        """Add a measurement of a contestant."""
+        self.seconds.setdefault(name, []).append(seconds)
+        if handovers_ns:
+            self.handover_ns.setdefault(name, []).append(max(handovers_ns))
+
+    def near(self, name: str, *, is_near: bool) -> list[float]:
+        """Return a contestant's seconds that were measured while cores were near, or those while they were not."""
+        if not self.handover_ns:
+            return []
+        limit = NEAR * min(map(min, self.handover_ns.values()))
+        pairs = zip(self.seconds[name], self.handover_ns[name], strict=True)
+        return [seconds for seconds, handover in pairs if (handover <= limit) == is_near]
 
 
 def bench_engine(
@@ -33,8 +64,8 @@ def bench_engine(
 
     Args:
         names: of the workloads, separated by commas; None for all.
-        processes: how often every contestant is started anew: processes of one kind differ by 5 %, by where their
-            memory happens to lie, which more rounds in the same processes would not average out.
+        processes: how often every contestant is started anew: processes of one kind differ, by where their memory
+            happens to lie, which more rounds in the same processes would not average out.
         rounds: how often all of them are measured each time; medians over everything are taken.
         seconds: length of one measurement.
         sweep: whether other numbers of threads and lanes are measured, too.
@@ -49,8 +80,9 @@ def bench_engine(
     return {"workloads": workloads, **options, "environment": environment()}
 
 
-def figures(workload: Workload, measured: Seconds) -> dict[str, Any]:
+def figures(workload: Workload, made: Measured) -> dict[str, Any]:
     """Return a workload's figures: medians over rounds, their ratios, and medians of ratios for small differences."""
+    measured = made.seconds
     median = {name: statistics.median(values) for name, values in measured.items()}
     best_sync = min(median["sgd_all_threads"], median["ddp"])
     return {
@@ -67,8 +99,18 @@ def figures(workload: Workload, measured: Seconds) -> dict[str, Any]:
         "lockstep_vs_loop": _ratio(measured["lockstep"], measured["loop"]),
         "telemetry_cost": _ratio(measured["telemetry"], measured["no_telemetry"]),
         "sweep": {name: seconds for name, seconds in median.items() if name in SWEEP},
+        "efficiency_near": _efficiency(made, is_near=True),
+        "efficiency_far": _efficiency(made, is_near=False),
+        "handover_ns": statistics.median(chain(*made.handover_ns.values())) if made.handover_ns else None,
         "rounds": measured,
+        "rounds_handover_ns": made.handover_ns,
     }
+
+
+def _efficiency(made: Measured, *, is_near: bool) -> float | None:
+    """Return the efficiency of what was measured while cores were near, or were not; None where there is nothing."""
+    limit, ours = (made.near(name, is_near=is_near) for name in ("limit", "async_lu"))
+    return statistics.median(limit) / statistics.median(ours) if limit and ours else None
 
 
 def _in_short(row: dict[str, Any]) -> str:
@@ -91,6 +133,9 @@ PAIR_SLICES = 2
 """Measurements of each half of a pair in a round, in turn: what is small is told by many short ones."""
 LEAST_IN_SLICE = 6
 """Batches of such a measurement at least."""
+BURST = math.lcm(6, available_cores())
+"""Batches of a measurement are a multiple of it, and so of every number of lanes: lanes that run abreast finish their
+batches together, and half of such a burst would count for a whole one or for none (7 % of 13 batches)."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +164,12 @@ def entries(sweep: bool) -> list[Entry]:
     ]
 
 
-def measure(workload: Workload, all_entries: list[Entry], processes: int, rounds: int, seconds: float) -> Seconds:
+def measure(workload: Workload, all_entries: list[Entry], processes: int, rounds: int, seconds: float) -> Measured:
     """Start all entries' processes, measure them in turn `rounds` times, end them; and that `processes` times."""
-    measured: Seconds = {}
+    measured = Measured({}, {})
     for _ in range(processes):
         with ExitStack() as stack:
+            nearness = stack.enter_context(Nearness())
             pairs = [
                 (entry, stack.enter_context(Contestant(tuple(entry.kinds.values()), workload, entry.ranks)))
                 for entry in all_entries
@@ -136,14 +182,16 @@ def measure(workload: Workload, all_entries: list[Entry], processes: int, rounds
             count = max(LEAST_BATCHES, round(seconds / fastest))
             for turn in range(rounds):
                 for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
-                    _measure_entry(entry, contestant, count, measured)
+                    measure_entry(entry, contestant, count, measured, nearness)
     return measured
 
 
-def _measure_entry(entry: Entry, contestant: Contestant, count: int, measured: Seconds) -> None:
+def measure_entry(entry: Entry, contestant: Contestant, count: int, measured: Measured, nearness: Nearness) -> None:
     """Measure an entry's kinds on `count` batches of the whole machine each, and add what they took to `measured`."""
     slices, least = (PAIR_SLICES, LEAST_IN_SLICE) if len(entry.kinds) > 1 else (1, LEAST_BATCHES)
-    batches = max(least, count // (entry.ranks * slices))
+    batches = math.ceil(max(least, count // (entry.ranks * slices)) / BURST) * BURST
     for _ in range(slices):
         for which, name in enumerate(entry.kinds):
-            measured.setdefault(name, []).append(contestant.measure(batches, which))
+            before = nearness.handover_ns()
+            seconds = contestant.measure(batches, which)
+            measured.add(name, seconds, [ns for ns in (before, nearness.handover_ns()) if ns is not None])

@@ -111,7 +111,7 @@ def _bench(workload: str, request: Request, messages: TextIO) -> dict[str, Any]:
     scale = request.scale
     print(f"{workload} ...", file=messages, flush=True)
     (chosen,), needed = choose(workload), [entry for entry in entries(sweep=False) if COMPARED & set(entry.kinds)]
-    rounds = measure(chosen, needed, scale.bench_processes, 1, scale.bench_seconds)
+    rounds = measure(chosen, needed, scale.bench_processes, 1, scale.bench_seconds).seconds
     figures = {
         "workloads": [{"name": workload, "cores": available_cores(), "rounds": rounds}],
         "processes": scale.bench_processes, "rounds": 1, "seconds": scale.bench_seconds, "environment": environment(),

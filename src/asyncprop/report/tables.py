@@ -110,6 +110,8 @@ ENGINE: Columns = {
     "DDP": lambda row: _ms(row["ddp_s"]),
     "Async LU": lambda row: _ms(row["async_lu_s"]),
     "efficiency": lambda row: f"{row['efficiency']:.3f}",
+    "cores near": lambda row: _ratio(row["efficiency_near"]),
+    "cores far": lambda row: _ratio(row["efficiency_far"]),
     "vs best sync": lambda row: f"{row['vs_best_sync']:.3f}",
     "lockstep / loop": lambda row: f"{row['lockstep_vs_loop']:.3f}",
     "telemetry on / off": lambda row: f"{row['telemetry_cost']:.3f}",
@@ -131,6 +133,10 @@ def engine_markdown(figures: dict[str, Any]) -> str:
     """Return the figures of `bench engine` in Markdown."""
     table = markdown_table(list(ENGINE), cells(ENGINE, figures["workloads"]))
     return f"# ms per batch of the whole machine, medians\n\n{table}\n{provenance(figures['environment'])}\n"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.3f}"
 
 
 def _ms(seconds: float) -> str:
