@@ -28,9 +28,11 @@ Seconds = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Attributes:
-    seconds: per batch of the whole machine.
-    handover_ns: the slower of the times between cores just before and just after each measurement; empty on one core.
+    """What all contestants took, and how near the cores were meanwhile.
+
+    Attributes:
+        seconds: per batch of the whole machine.
+        handover_ns: the slower of the hand-overs just before and just after each measurement; empty on one core.
     """
 
     seconds: Seconds

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, TextIO
 
 from asyncprop.bench.fleets import best_of
+from asyncprop.report.figures import new_figure
 from asyncprop.report.tables import markdown_table, print_table, provenance
 
 Run = dict[str, Any]
@@ -33,15 +34,9 @@ def plot_fleets(found: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: if the suffix is of no picture, or matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'") from None
-    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(path)
+    from matplotlib import rc_context
+
     for place, method in enumerate(_methods(found)):
         for straggler in (False, True):
             runs = [run for count in _devices(found) if (run := _run_of(found, method, count, straggler))]

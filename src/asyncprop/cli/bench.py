@@ -169,7 +169,7 @@ def plan(
     """Measure every choice of threads that a plan considers, and set the advised one beside the best.
 
     Args:
-        workloads: Names, separated by commas. Default: all, which takes about ten minutes.
+        workloads: Names, separated by commas. Default: all, which takes a quarter of an hour and more.
         rounds: How often every choice is measured, in turn; medians are taken.
         seconds: Length of one measurement.
         passes: Timed for each measurement of the plan.

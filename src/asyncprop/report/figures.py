@@ -6,6 +6,22 @@ from pathlib import Path
 from typing import Any
 
 
+def new_figure(path: Path) -> tuple[Any, Any]:
+    """Return an empty figure and its axes, for a picture that is to be written to `path`.
+
+    Raises:
+        ValueError: if the suffix is of no picture, or matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'") from None
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    return figure, figure.add_subplot()
+
+
 def plot_delays(found: dict[str, Any], path: Path) -> None:
     """Draw each method's time to target against the delay of one rank.
 
@@ -16,15 +32,9 @@ def plot_delays(found: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: if the suffix is of no picture, or matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'") from None
-    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(path)
+    from matplotlib import rc_context
+
     rows = found["rows"]
     for method, marker in zip(rows[0]["methods"], "osD^vP*X<>", strict=False):
         cells = [(row["delay_s"], row["methods"][method]) for row in rows if row["methods"][method]["mean_s"]]
