@@ -67,6 +67,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_result_that_is_cited_is_there(page: Path) -> None:
+    """A `*` stands for anything; blocks of commands may write what is not there yet."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for cited in re.findall(r"results/[\w.*-]*[\w*]", prose):
+        assert list(ROOT.glob(cited)), cited
+
+
 def test_the_site_has_every_page() -> None:
     listed = re.findall(r": ([a-z0-9/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert set(listed) == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
