@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import islice
 from statistics import fmean, median
@@ -16,7 +17,12 @@ from asyncprop.simulate import Machine
 from asyncprop.simulate.measure import measure_costs
 from asyncprop.simulate.predict import predict
 
-WORKERS = (Decoupled(2, 2, lanes=2, intraop_threads=1), Decoupled(1, 2, lanes=3, intraop_threads=1))
+WORKERS = (
+    Decoupled(2, 2, lanes=2, intraop_threads=1),
+    Decoupled(1, 2, lanes=2, intraop_threads=1),
+    Decoupled(1, 1, lanes=2, intraop_threads=1),
+    Decoupled(1, 2, lanes=3, intraop_threads=1),  # more threads than two cores can run
+)
 NAMES = "resnet18-width8,transformer,mlp"
 PREDICTED = 300
 """Batches of a prediction: passes drift apart and together, and their staleness with them."""
@@ -30,7 +36,7 @@ def bench_virtual(names: str | None, rounds: int, batches: int, messages: TextIO
     Args:
         names: of the workloads, separated by commas.
         rounds: of measuring costs and each choice; medians count.
-        batches: of one measurement.
+        batches: of one measurement, at least.
         messages: where progress is told.
     """
     keep_freed_memory()
@@ -77,8 +83,9 @@ def _rows(workload: Workload, rounds: int, batches: int) -> list[dict[str, Any]]
     ]
 
 
-def _measure(workload: Workload, workers: Decoupled, batches: int) -> tuple[float, float]:
-    """Return seconds per batch and mean staleness of the steady state."""
+def _measure(workload: Workload, workers: Decoupled, least: int) -> tuple[float, float]:
+    """Return seconds per batch and mean staleness of the steady state, over whole bursts of lanes."""
+    batches = math.ceil(least / (lanes := workers.lanes or 1)) * lanes
     trained = workload.make()
     with Engine(trained.model, trained.optimizer, trained.loss, workers=workers) as engine:
         steps = engine.run(workload.batches())
