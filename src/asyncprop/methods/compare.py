@@ -223,7 +223,9 @@ def _make(planned: Planned, console: Console, name: str) -> str:
     result = read_result(planned.folder)
     if done.returncode or result is None:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RunFailedError(f"{name} failed: {said[-1]}")
+        log = planned.folder.with_name(f"{planned.folder.name}.log")
+        log.write_text(done.stderr, encoding="utf-8")
+        raise RunFailedError(f"{name} failed: {said[-1]} (all that it said: {log})")
     return _summary(result)
 
 
