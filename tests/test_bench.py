@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from asyncprop import Coupled, Decoupled
 from asyncprop.bench import exchange, gpu, memory_ranks, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
-from asyncprop.bench.engine import Entry, Measured, entries, figures, measure, measure_entry
+from asyncprop.bench.engine import Entry, Measured, entries, figures, measure
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.nearness import Nearness
 from asyncprop.bench.virtual import bench_virtual
@@ -132,22 +134,34 @@ def test_every_contestant_is_started_anew_several_times(monkeypatch: pytest.Monk
     assert {name: len(ns) for name, ns in measured.handover_ns.items()} == {"limit": 4, "one": 8, "other": 8}
 
 
-def test_bursts_are_measured_whole() -> None:
-    class Counting:
-        def measure(self, batches: int, which: int) -> float:
-            counts.append(batches)
-            return 1.0
+def test_bursts_are_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three lanes whose batches end three at a time, each three a second later: every batch takes a third of it."""
 
-    class Nowhere:
-        def handover_ns(self) -> None:
-            return None
+    class Abreast:
+        ended = 0
 
-    counts: list[int] = []
-    for kinds, count in ((1, 13), (1, 1), (2, 13), (2, 100)):
-        entry = Entry({str(number): Loop(1) for number in range(kinds)})
-        measure_entry(entry, Counting(), count, Measured({}, {}), Nowhere())  # type: ignore[arg-type]
-    assert all(count % 6 == 0 for count in counts)
-    assert counts[:2] == [18, 12]
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __enter__(self) -> "Abreast":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def statistics(self) -> Any:
+            return SimpleNamespace(lanes=3)
+
+        def run(self, _: Any) -> Iterator[None]:
+            while True:
+                Abreast.ended += 1
+                yield None
+
+    monkeypatch.setattr("asyncprop.Engine", Abreast)
+    monkeypatch.setattr("asyncprop.bench.contestants.time.perf_counter", lambda: float(Abreast.ended // 3))
+    serve = Async(None).serve(SMALL, 0, 1, Path())
+    next(serve)
+    assert [serve.send(count) for count in (3, 4, 13)] == pytest.approx([1, 4 / 3, 13 / 3])
 
 
 def test_the_worst_case_of_memory_is_forced() -> None:

@@ -1,10 +1,11 @@
 """Contestants: each way to train, in processes that live as long as the benchmark and are idle while others are timed.
 
-A contestant answers `count` with the seconds that its next `count` batches took, after some that are not timed.
+A contestant answers `count` with the seconds that `count` batches take: the next ones, after some that are not timed.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 import time
@@ -21,7 +22,7 @@ WARM_BATCHES = 4
 """Batches before each measurement that are not timed: they bring caches and pipelines into their steady state."""
 
 Serve = Generator[float | None, int, None]
-"""Receives a number of batches, yields the seconds that they took."""
+"""Receives a number of batches, yields the seconds that as many take."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ class Ddp:
 
 @dataclass(frozen=True)
 class Async:
-    """Our engine. What is timed is its steady state: from one finished batch to the `count`-th after it.
+    """Our engine. What is timed is its steady state, from one finished batch to another, over whole bursts.
+
+    Lanes that run abreast finish their batches together, and half of such a burst would count for a whole one or for
+    none (7 % of 13 batches). So as many batches of each lane are timed, `count` of all at least.
 
     Several ranks do not meet, unless `gossip` has the options of a LayerGossip. `traced` notes what threads do, and
     `ordered` lets them be replayed.
@@ -107,17 +111,19 @@ class Async:
             telemetry=self.telemetry,
             exchange=None if self.gossip is None else LayerGossip(**self.gossip),
         ) as engine:
+            lanes = engine.statistics().lanes
             count = yield None
             while True:
                 steps: Any = engine.run(batches)
-                for _ in range(WARM_BATCHES + engine.statistics().lanes):
+                for _ in range(WARM_BATCHES + lanes):
                     next(steps)
+                whole = math.ceil(count / lanes) * lanes
                 start = time.perf_counter()
-                for _ in range(count):
+                for _ in range(whole):
                     next(steps)
                 seconds = time.perf_counter() - start
                 steps.close()
-                count = yield seconds
+                count = yield seconds * count / whole
 
 
 Kind = Loop | Ddp | Async

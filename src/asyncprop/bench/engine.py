@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -135,9 +134,6 @@ PAIR_SLICES = 2
 """Measurements of each half of a pair in a round, in turn: what is small is told by many short ones."""
 LEAST_IN_SLICE = 6
 """Batches of such a measurement at least."""
-BURST = math.lcm(6, available_cores())
-"""Batches of a measurement are a multiple of it, and so of every number of lanes: lanes that run abreast finish their
-batches together, and half of such a burst would count for a whole one or for none (7 % of 13 batches)."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +180,14 @@ def measure(workload: Workload, all_entries: list[Entry], processes: int, rounds
             count = max(LEAST_BATCHES, round(seconds / fastest))
             for turn in range(rounds):
                 for entry, contestant in pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]:
-                    measure_entry(entry, contestant, count, measured, nearness)
+                    _measure_entry(entry, contestant, count, measured, nearness)
     return measured
 
 
-def measure_entry(entry: Entry, contestant: Contestant, count: int, measured: Measured, nearness: Nearness) -> None:
+def _measure_entry(entry: Entry, contestant: Contestant, count: int, measured: Measured, nearness: Nearness) -> None:
     """Measure an entry's kinds on `count` batches of the whole machine each, and add what they took to `measured`."""
     slices, least = (PAIR_SLICES, LEAST_IN_SLICE) if len(entry.kinds) > 1 else (1, LEAST_BATCHES)
-    batches = math.ceil(max(least, count // (entry.ranks * slices)) / BURST) * BURST
+    batches = max(least, count // (entry.ranks * slices))
     for _ in range(slices):
         for which, name in enumerate(entry.kinds):
             before = nearness.handover_ns()
