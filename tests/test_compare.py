@@ -85,7 +85,7 @@ def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
     config = CompareConfig(methods="sgd:lr=1e30", seeds=1, **SMALL)
     with pytest.raises(RunFailedError, match=r"\[1/1\] sgd:lr=1e30 seed 0 failed: .*NonFiniteError"):
         compare(config, tmp_path / "out", io.StringIO())
-    assert "Traceback" in (tmp_path / "out" / "sgd-lr-1e30_seed-0.log").read_text()
+    assert "Traceback" in (tmp_path / "out" / "sgd_lr-1e30_seed-0.log").read_text()
 
 
 def test_a_comparison_in_virtual_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
 from types import TracebackType
@@ -55,6 +56,7 @@ class World:
         if self.members:
             self.members.close()
         elif self.size > 1 and kind is None:  # after an error the others may never come
+            gc.collect()  # a DistributedDataParallel is part of a cycle, and holds the group, whose threads must end
             distributed.destroy_process_group()
 
     @property
