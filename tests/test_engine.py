@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import asyncprop as ap
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
@@ -62,6 +63,24 @@ def test_mean_staleness_of_the_statistics_is_that_of_the_steps() -> None:
     ages = [age for step in steps for age in step.staleness if age >= 0]
     assert statistics.mean_staleness == pytest.approx(sum(ages) / len(ages))
     assert statistics.versions[0] < 40  # `scale`, which only some batches use
+
+
+class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Samples without a known number of them."""
+
+    def __iter__(self):
+        for inputs, targets in TINY_MLP.batches(6):
+            yield from zip(inputs, targets, strict=True)
+
+
+@pytest.mark.parametrize("how", [{"workers": "decoupled"}, {"workers": "coupled"}, {"turn": "lockstep"}])
+def test_a_loader_without_a_length_can_be_trained_on(how) -> None:
+    with make(**how) as engine:
+        steps = list(engine.run(DataLoader(Stream(), batch_size=4)))
+        assert engine.statistics().in_flight == 0
+        again = list(engine.run(DataLoader(Stream(), batch_size=4)))
+    assert sorted(step.index for step in (*steps, *again)) == list(range(12))
+    assert all(step.batch_size == 4 for step in steps)
 
 
 def test_lockstep_takes_a_batch_only_when_asked() -> None:
