@@ -269,7 +269,7 @@ class Engine:
         return {**self._lanes.state_dict(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, of an engine with as many lanes; before the first batch."""
+        """Go on from a `state_dict` of an engine made alike; before the first batch."""
         rest = dict(state)
         if (numbers := rest.pop("workers", None)) and self._awaits_plan:
             self._use(Decoupled(**numbers))
