@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import asyncprop as ap
+from asyncprop.engine.passes import Gate
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
 
 TINY_MLP = TINY["mlp"]
@@ -331,6 +332,68 @@ def test_snapshot_is_consistent_while_training_goes_on() -> None:
         first, second = (value.item() for value in snapshot.model.values())
         assert first == second == snapshot.versions["0"] == snapshot.versions["1"]
     assert model[0].weight.item() == 300
+
+
+class Waited(threading.Condition):
+    """Tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.somebody_waits = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.somebody_waits.set()
+        return super().wait(timeout)
+
+
+def test_a_snapshot_that_waits_for_a_pass_raises_what_that_pass_fails_of() -> None:
+    """The pass has written the last layer when it fails, and not the first: a copy would be torn."""
+    model = TINY_MLP.seeded_model()
+    taken: list[object] = []
+
+    def take() -> None:
+        try:
+            taken.append(engine.snapshot())
+        except Boom as error:
+            taken.append(error)
+
+    taker = threading.Thread(target=take)
+
+    def fail_when_waited_for(gradient: torch.Tensor) -> None:
+        taker.start()
+        assert changed.somebody_waits.wait(30)
+        explode()
+
+    model[0].weight.register_hook(fail_when_waited_for)
+    with pytest.raises(Boom) as caught, make(model) as engine:
+        engine._passes.gate._changed = changed = Waited()
+        list(engine.run(TINY_MLP.batches(1)))
+    taker.join(30)
+    assert taken == [caught.value]
+    with pytest.raises(Boom):
+        engine.snapshot()
+
+
+def test_a_gate_that_a_pass_failed_inside_is_shut_by_no_one_before_it_is_stopped() -> None:
+    events = []
+
+    class StopsWhenWaitedFor(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            events.append("waited for")
+            gate.stop()
+            return True
+
+    gate = Gate()
+    gate._changed = StopsWhenWaitedFor()
+    with gate.inside():
+        pass
+    with gate.shut():
+        events.append("shut")
+    with pytest.raises(Boom), gate.inside():
+        explode()
+    with gate.shut():
+        events.append("shut again")
+    assert events == ["shut", "waited for", "shut again"]
 
 
 def test_the_users_changes_between_runs_are_followed() -> None:

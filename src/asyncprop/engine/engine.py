@@ -280,8 +280,14 @@ class Engine:
 
         Training goes on: forward passes run as ever, and backward passes wait while those under way end and the
         values are copied. Buffers that forward passes write (running statistics) are copied as they stand.
+
+        Raises:
+            BaseException: what ended the engine, if anything did by the time the copy is made.
         """
-        return take_snapshot(self._model, self._lanes, self._passes.gate)
+        snapshot = take_snapshot(self._model, self._lanes, self._passes.gate)
+        if self._feed.failure:  # set before the gate is stopped, so a copy of an update half done is not returned
+            raise self._feed.failure
+        return snapshot
 
     def statistics(self) -> Statistics:
         """Return counts, staleness per layer, queue depth, and each thread's time, as of now."""
