@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from torch import nn
 
 import asyncprop as ap
 from asyncprop.bench import gpu
@@ -77,6 +78,21 @@ def test_losses_that_are_not_finite(choice: str) -> None:
         skipped = [step.index for step in engine.run(batches) if step.skipped]
     assert skipped == [3]
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_snapshot_is_of_one_instant() -> None:
+    """Every update adds one to all weights, which take longer to copy than to tell the device to."""
+    model = nn.Sequential(nn.Linear(4096, 4096, bias=False), nn.Linear(4096, 4096, bias=False)).to(DEVICE)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    loss_fn = lambda m, batch: -(m[0].weight + m[1].weight).sum() + 0 * m(batch).sum()  # noqa: E731
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches = [torch.ones(1, 4096, device=DEVICE)] * 60
+    with ap.Engine(model, optimizer, loss_fn, workers=ap.Decoupled(2, 1, lanes=2)) as engine:  # one writes at a time
+        for _ in engine.run(batches):
+            snapshot = engine.snapshot()
+            lowest_and_highest = {value.item() for copied in snapshot.model.values() for value in copied.aminmax()}
+            assert lowest_and_highest == set(snapshot.versions.values())
 
 
 def test_two_hundred_engines_leave_no_memory() -> None:

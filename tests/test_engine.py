@@ -334,6 +334,20 @@ def test_snapshot_is_consistent_while_training_goes_on() -> None:
     assert model[0].weight.item() == 300
 
 
+def test_a_snapshot_is_copied_before_backward_passes_go_on() -> None:
+    finished: list[tuple[int, bool]] = []
+
+    class Looks(FakeDevice):
+        def finish(self, stream: int) -> None:
+            finished.append((stream, engine._passes.gate._shut))
+            super().finish(stream)
+
+    with make(device=Looks(), workers=ap.Coupled(1)) as engine:
+        list(engine.run(TINY_MLP.batches(2)))
+        engine.snapshot()
+    assert finished == [(0, False), (0, False), (-1, True)]
+
+
 class Waited(threading.Condition):
     """Tells when somebody waits for it."""
 

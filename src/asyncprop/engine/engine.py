@@ -284,7 +284,7 @@ class Engine:
         Raises:
             BaseException: what ended the engine, if anything did by the time the copy is made.
         """
-        snapshot = take_snapshot(self._model, self._lanes, self._passes.gate)
+        snapshot = take_snapshot(self._model, self._lanes, self._passes.gate, self._device)
         if self._feed.failure:  # set before the gate is stopped, so a copy of an update half done is not returned
             raise self._feed.failure
         return snapshot
