@@ -155,6 +155,16 @@ def test_what_cannot_be_ordered_is_refused() -> None:
         Session(TrainConfig(task="digits", method="sgd", turn="ordered"))
 
 
+def test_a_snapshot_is_refused_where_a_pass_that_waits_holds_layers() -> None:
+    trace = recorded()
+    for turn in (Ordered(), Replay(trace)):
+        model = TINY["mlp"].seeded_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        engine = ap.Engine(model, optimizer, cross_entropy, turn=turn)
+        with pytest.raises(ValueError, match=rf"with turn {type(turn).__name__}.*: drain\(\) and copy"):
+            engine.snapshot()
+
+
 def test_only_whole_traces_of_ordered_runs_are_taken() -> None:
     trace = recorded()
     with pytest.raises(ValueError, match=r"trace must be of an engine with turn=Ordered\(\)"):
