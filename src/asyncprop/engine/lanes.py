@@ -19,7 +19,7 @@ from asyncprop.engine.compensation import Attenuation, Compensation
 from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.lane import Lane, shares_storage
 from asyncprop.engine.layers import Layer, find_layers
-from asyncprop.engine.optimizer import States
+from asyncprop.engine.optimizer import States, copy_state, copy_to
 from asyncprop.engine.partition import Blocks, Partition, check_blocks, cut, measure_backward
 from asyncprop.engine.stepper import Stepper
 from asyncprop.engine.turn import Turn
@@ -142,7 +142,9 @@ class Lanes:
         if self._update.state == "private":
             self._load_private(state.get("private", []))
         self._mean_squares.clear()
-        self._mean_squares.update(state["mean_squares"])
+        parameters = dict(self._model.named_parameters())
+        for name, value in state["mean_squares"].items():
+            self._mean_squares[name] = copy_to(parameters[name].device, value)
         self._blocks = tuple(tuple(block) for block in state["blocks"]) or None
         self._signature = None  # views hold the states: make them anew
 
@@ -159,7 +161,8 @@ class Lanes:
         parameters = dict(self._model.named_parameters())
         for states, saved in zip(self._private, lanes, strict=True):
             states.clear()
-            states.update({parameters[name]: copy.deepcopy(value) for name, value in saved.items()})
+            for name, value in saved.items():
+                states[parameters[name]] = copy_state(value, parameters[name], self._optimizer)
 
     def _add(self, index: int) -> None:
         lane = Lane(index, self._model, self.layers, self.versions, self._device)
