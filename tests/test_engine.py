@@ -434,6 +434,31 @@ def test_the_users_changes_between_runs_are_followed() -> None:
         assert torch.equal(frozen, model[0].weight)
 
 
+class FailsOnce:
+    """An attribute of a model; its so many-th copy fails, and no other."""
+
+    def __init__(self, fails: int) -> None:
+        self.fails, self.copies = fails, 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "FailsOnce":
+        self.copies += 1
+        if self.copies == self.fails:
+            raise RuntimeError("not now")
+        return self
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_lanes_that_could_not_be_made_are_made_when_tried_again(fails: int) -> None:
+    model = TINY_MLP.seeded_model()
+    model.attribute = FailsOnce(fails)
+    batches = TINY_MLP.batches(6)
+    with make(model) as engine:
+        with pytest.raises(ValueError, match="not now"):
+            list(engine.run(batches))
+        assert len(list(engine.run(batches))) == 6
+        assert len(engine._lanes.lanes) == 3
+
+
 def test_modes_are_followed_between_runs() -> None:
     model = TINY["resnet"].seeded_model()
     batches = TINY["resnet"].batches(2)

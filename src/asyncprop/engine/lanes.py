@@ -85,17 +85,18 @@ class Lanes:
         unchanged = signature == self._signature and wanted == current
         if unchanged and all(shares_storage(self._model, lane) for lane in self.lanes):
             return
+        self._signature = None  # until all is made: what fails half way is made anew, if the user tries again
         if wanted != current:
             self.layers = find_layers(self._model, wanted, self._update.layers)
             self.versions = Versions(self.count, len(self.layers))
             self._blocks = self._blocks_given()
-        self._signature = signature
         self.close()
         if self._turn:
             self._turn.open(self._model, self.layers, by_layer=self._update.by_layer)
         self._units = units_of(self.layers, self._update, self._mean_squares, in_turn=self._in_turn)
         for index in range(self.count):
             self._add(index)
+        self._signature = signature
 
     def close(self) -> None:
         """Take all hooks off and forget the lanes."""
