@@ -128,9 +128,25 @@ def test_what_says_nothing_is_refused(given: Any, message: str) -> None:
         Decoupled(*given)
 
 
-def test_the_command_plans_once_in_the_warm_up(calls: list[Any], tmp_path: Path) -> None:
+def test_a_chosen_number_of_lanes_goes_with_the_state_of_a_correction(calls: list[Any]) -> None:
+    update = ap.LayerUpdate(compensate=ap.Compensation(adaptive=True))
+    assert engine_of(TINY["mlp"].seeded_model(), update=update).state_dict().keys() == {"mean_squares", "blocks"}
+    with engine_of(TINY["mlp"].seeded_model(), update=update) as engine:
+        list(engine.run(TINY["mlp"].batches(4)))
+        state = engine.state_dict()
+    for workers, lanes in ((Decoupled("auto"), 3), (Decoupled(2, 2, lanes=5), 5)):
+        resumed = engine_of(TINY["mlp"].seeded_model(), update=update, workers=workers)
+        resumed.load_state_dict(state)
+        with resumed:
+            assert len(list(resumed.run(TINY["mlp"].batches(5)))) == 5
+            assert resumed.statistics().lanes == lanes
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("compensation", [None, "constant", "adaptive", "attenuation"])
+def test_the_command_plans_once_in_the_warm_up(calls: list[Any], tmp_path: Path, compensation: Any) -> None:
     options: Any = {"task": "digits", "epochs": 1, "train_samples": 320, "test_samples": 50}
-    config = TrainConfig(**options, forward_threads="auto")
+    config = TrainConfig(**options, forward_threads="auto", compensation=compensation)
     session = Session(config)
     with create_run(tmp_path / "run", config) as run:
         result = train(session, run, Quiet())

@@ -1,15 +1,18 @@
 """The device itself: what the fake one cannot show."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import asyncprop as ap
 from asyncprop.bench import gpu
 from asyncprop.bench.workloads import Workload
 from asyncprop.devices import CudaDevice
-from asyncprop.testing import TINY, cross_entropy, plain_loop, twins
+from asyncprop.testing import TINY, Sequencer, cross_entropy, plain_loop, twins
 from gossip_world import at_once, world
 
 pytestmark = pytest.mark.cuda
@@ -77,6 +80,50 @@ def test_losses_that_are_not_finite(choice: str) -> None:
         skipped = [step.index for step in engine.run(batches) if step.skipped]
     assert skipped == [3]
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_snapshot_is_of_one_instant() -> None:
+    """Every update adds one to all weights, which take longer to copy than to tell the device to."""
+    model = nn.Sequential(nn.Linear(4096, 4096, bias=False), nn.Linear(4096, 4096, bias=False)).to(DEVICE)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    loss_fn = lambda m, batch: -(m[0].weight + m[1].weight).sum() + 0 * m(batch).sum()  # noqa: E731
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches = [torch.ones(1, 4096, device=DEVICE)] * 60
+    with ap.Engine(model, optimizer, loss_fn, workers=ap.Decoupled(2, 1, lanes=2)) as engine:  # one writes at a time
+        for _ in engine.run(batches):
+            snapshot = engine.snapshot()
+            lowest_and_highest = {value.item() for copied in snapshot.model.values() for value in copied.aminmax()}
+            assert lowest_and_highest == set(snapshot.versions.values())
+
+
+@pytest.mark.parametrize(
+    "make", [sgd, lambda m: torch.optim.Adam(m.parameters()), lambda m: torch.optim.Adam(m.parameters(), fused=True)]
+)
+def test_lanes_own_state_goes_through_a_checkpoint(make: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+    """It is read as checkpoints are: to the CPU."""
+
+    def trained(model: nn.Module, optimizer: torch.optim.Optimizer, state: Any) -> Any:
+        both_in_flight = Sequencer([(0, "read", 0), (1, "read", 0), (0, "write", 0), (1, "write", 0)])
+        update = ap.BlockUpdate(state="private", compensate=ap.Compensation(adaptive=True))
+        with ap.Engine(
+            model, optimizer, cross_entropy, workers=ap.Coupled(2), update=update, turn=both_in_flight
+        ) as engine:
+            engine.load_state_dict(state)
+            list(engine.run(on_device(6)))
+            return engine.state_dict()
+
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    optimizer = make(model)
+    file = io.BytesIO()
+    torch.save({"engine": trained(model, optimizer, {}), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    optimizer = make(model)
+    optimizer.load_state_dict(saved["optimizer"])
+    state = trained(model, optimizer, saved["engine"])
+    assert state["private"][0].keys() == dict(model.named_parameters()).keys()
+    assert all(value.is_cuda for value in state["mean_squares"].values())
 
 
 def test_two_hundred_engines_leave_no_memory() -> None:

@@ -7,8 +7,10 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import asyncprop as ap
+from asyncprop.engine.passes import Gate
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
 
 TINY_MLP = TINY["mlp"]
@@ -62,6 +64,24 @@ def test_mean_staleness_of_the_statistics_is_that_of_the_steps() -> None:
     ages = [age for step in steps for age in step.staleness if age >= 0]
     assert statistics.mean_staleness == pytest.approx(sum(ages) / len(ages))
     assert statistics.versions[0] < 40  # `scale`, which only some batches use
+
+
+class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Samples without a known number of them."""
+
+    def __iter__(self):
+        for inputs, targets in TINY_MLP.batches(6):
+            yield from zip(inputs, targets, strict=True)
+
+
+@pytest.mark.parametrize("how", [{"workers": "decoupled"}, {"workers": "coupled"}, {"turn": "lockstep"}])
+def test_a_loader_without_a_length_can_be_trained_on(how) -> None:
+    with make(**how) as engine:
+        steps = list(engine.run(DataLoader(Stream(), batch_size=4)))
+        assert engine.statistics().in_flight == 0
+        again = list(engine.run(DataLoader(Stream(), batch_size=4)))
+    assert sorted(step.index for step in (*steps, *again)) == list(range(12))
+    assert all(step.batch_size == 4 for step in steps)
 
 
 def test_lockstep_takes_a_batch_only_when_asked() -> None:
@@ -314,6 +334,82 @@ def test_snapshot_is_consistent_while_training_goes_on() -> None:
     assert model[0].weight.item() == 300
 
 
+def test_a_snapshot_is_copied_before_backward_passes_go_on() -> None:
+    finished: list[tuple[int, bool]] = []
+
+    class Looks(FakeDevice):
+        def finish(self, stream: int) -> None:
+            finished.append((stream, engine._passes.gate._shut))
+            super().finish(stream)
+
+    with make(device=Looks(), workers=ap.Coupled(1)) as engine:
+        list(engine.run(TINY_MLP.batches(2)))
+        engine.snapshot()
+    assert finished == [(0, False), (0, False), (-1, True)]
+
+
+class Waited(threading.Condition):
+    """Tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.somebody_waits = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.somebody_waits.set()
+        return super().wait(timeout)
+
+
+def test_a_snapshot_that_waits_for_a_pass_raises_what_that_pass_fails_of() -> None:
+    """The pass has written the last layer when it fails, and not the first: a copy would be torn."""
+    model = TINY_MLP.seeded_model()
+    taken: list[object] = []
+
+    def take() -> None:
+        try:
+            taken.append(engine.snapshot())
+        except Boom as error:
+            taken.append(error)
+
+    taker = threading.Thread(target=take)
+
+    def fail_when_waited_for(gradient: torch.Tensor) -> None:
+        taker.start()
+        assert changed.somebody_waits.wait(30)
+        explode()
+
+    model[0].weight.register_hook(fail_when_waited_for)
+    with pytest.raises(Boom) as caught, make(model) as engine:
+        engine._passes.gate._changed = changed = Waited()
+        list(engine.run(TINY_MLP.batches(1)))
+    taker.join(30)
+    assert taken == [caught.value]
+    with pytest.raises(Boom):
+        engine.snapshot()
+
+
+def test_a_gate_that_a_pass_failed_inside_is_shut_by_no_one_before_it_is_stopped() -> None:
+    events = []
+
+    class StopsWhenWaitedFor(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            events.append("waited for")
+            gate.stop()
+            return True
+
+    gate = Gate()
+    gate._changed = StopsWhenWaitedFor()
+    with gate.inside():
+        pass
+    with gate.shut():
+        events.append("shut")
+    with pytest.raises(Boom), gate.inside():
+        explode()
+    with gate.shut():
+        events.append("shut again")
+    assert events == ["shut", "waited for", "shut again"]
+
+
 def test_the_users_changes_between_runs_are_followed() -> None:
     model = TINY_MLP.seeded_model()
     optimizer = torch.optim.SGD([{"params": model[0].parameters()}], lr=0.1, momentum=0.9)
@@ -336,6 +432,31 @@ def test_the_users_changes_between_runs_are_followed() -> None:
         frozen = model[0].weight.clone()
         list(engine.run(batches))
         assert torch.equal(frozen, model[0].weight)
+
+
+class FailsOnce:
+    """An attribute of a model; its so many-th copy fails, and no other."""
+
+    def __init__(self, fails: int) -> None:
+        self.fails, self.copies = fails, 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "FailsOnce":
+        self.copies += 1
+        if self.copies == self.fails:
+            raise RuntimeError("not now")
+        return self
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_lanes_that_could_not_be_made_are_made_when_tried_again(fails: int) -> None:
+    model = TINY_MLP.seeded_model()
+    model.attribute = FailsOnce(fails)
+    batches = TINY_MLP.batches(6)
+    with make(model) as engine:
+        with pytest.raises(ValueError, match="not now"):
+            list(engine.run(batches))
+        assert len(list(engine.run(batches))) == 6
+        assert len(engine._lanes.lanes) == 3
 
 
 def test_modes_are_followed_between_runs() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asyncprop.engine.optimizer import OptimizerView
+from asyncprop.engine.optimizer import OptimizerView, copy_state
 from asyncprop.testing import TINY, same_state, twins
 
 
@@ -78,3 +78,25 @@ def test_state_in_param_groups_is_handed_on_by_the_whole_and_refused_for_a_part(
     assert optimizer.param_groups[0]["steps"] == 2
     with pytest.raises(ValueError, match="use update='block'"):
         OptimizerView(optimizer, pairs[:1], whole=False).step()
+
+
+@pytest.mark.parametrize("counts_there", [False, True])
+def test_saved_state_is_copied_to_where_the_parameter_is(counts_there: bool) -> None:
+    parameter = torch.nn.Parameter(torch.empty(2, device="meta"))
+    optimizer = torch.optim.Adam([parameter], capturable=counts_there)
+    saved = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "more": [torch.ones(2), {"deep": torch.ones(2)}, 7]}
+    copied = copy_state(saved, parameter, optimizer)
+    assert copied["step"].device.type == ("meta" if counts_there else "cpu")
+    assert copied["exp_avg"].device.type == copied["more"][0].device.type == "meta"
+    assert copied["more"][1]["deep"].device.type == "meta"
+    assert copied["more"][2] == 7
+
+
+def test_saved_state_is_copied_where_it_is_there_already() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    saved = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "more": [torch.ones(2)]}
+    copied = copy_state(saved, parameter, torch.optim.Adam([parameter]))
+    assert same_state(copied, saved)
+    for value in (copied["step"], copied["exp_avg"], copied["more"][0]):
+        value.zero_()
+    assert same_state(saved, {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "more": [torch.ones(2)]})

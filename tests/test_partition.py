@@ -153,6 +153,24 @@ def test_blocks_are_measured_on_the_first_batch_and_change_nothing() -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_blocks_of_another_number_of_lanes_are_refused() -> None:
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def engine_with(lanes: int) -> ap.Engine:
+        partition = ap.Partition(warm_up_batches=99)
+        return ap.Engine(model, optimizer, cross_entropy, workers=ap.Coupled(lanes), partition=partition)
+
+    with engine_with(2) as engine:
+        list(engine.run(TINY["mlp"].batches(1)))
+        state = engine.state_dict()
+    again = engine_with(2)
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    with pytest.raises(ValueError, match=r"as many lanes \(got 2, not 3\)"):
+        engine_with(3).load_state_dict(state)
+
+
 def test_a_layer_near_the_loss_is_reached_before_one_near_the_input() -> None:
     # 40 equal layers: the way down to the first is 40 times that to the last.
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(40)])

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,26 +77,61 @@ def test_a_recorded_run_replays_to_the_bit(name: str, workers: str) -> None:
     record_and_replay(tiny.seeded_model, tiny.batches(24), workers=WORKERS[workers], update="layer")
 
 
-def test_stale_passes_replay_to_the_bit() -> None:
-    """The first three batches are made to have read everything before any of them writes."""
-    tiny, recorder, barrier = TINY["mlp"], ap.Recorder(), threading.Barrier(3)
+def meeting(barrier: threading.Barrier):
+    """Let the first passes that begin wait for each other in their forward passes."""
     seen = itertools.count()
 
-    def meet(model, batch):
+    def loss_fn(model, batch):
         loss = cross_entropy(model, batch)
-        if next(seen) < 3:
-            barrier.wait()
+        if next(seen) < barrier.parties:
+            barrier.wait(30)
         return loss
 
+    return loss_fn
+
+
+def test_stale_passes_replay_to_the_bit() -> None:
+    """The first three batches are made to have read everything before any of them writes."""
+    tiny, recorder = TINY["mlp"], ap.Recorder()
     options = {"workers": ap.Coupled(3), "update": "layer"}
-    batches = tiny.batches(6)
-    first = train(tiny.seeded_model(), Ordered(), batches, trace=recorder, loss_fn=meet, **options)
+    batches, together = tiny.batches(6), meeting(threading.Barrier(3))
+    first = train(tiny.seeded_model(), Ordered(), batches, trace=recorder, loss_fn=together, **options)
     events = recorder.trace().events
     last_read = max(event.start_s for event in events if event.kind == "read" and event.batch < 3 and not event.detail)
     assert last_read < min(event.start_s for event in events if event.kind == "write")
     assert same_state(list(first), list(train(tiny.seeded_model(), Replay(recorder.trace()), batches, **options)))
     in_turn = train(tiny.seeded_model(), "lockstep", batches, **options)
     assert first[0][1] != in_turn[0][1]
+
+
+class BeginTogether(Replay):
+    """Lets neither of the first two passes ask for its lane before both are about to."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace)
+        self._both = threading.Barrier(2)
+
+    def at(self, batch, moment, layer):
+        if moment == "forward" and batch < 2:
+            self._both.wait(30)
+        return super().at(batch, moment, layer)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_pass_has_its_recorded_lane_whichever_was_free_first(exchanged: bool) -> None:
+    tiny, recorder = TINY["mlp"], ap.Recorder()
+    options = {"workers": ap.Decoupled(2, 2, lanes=2), "update": "layer"}
+    batches, together = tiny.batches(8), meeting(threading.Barrier(2))
+    first = train(tiny.seeded_model(), Ordered(), batches, trace=recorder, loss_fn=together, **options)
+    trace = recorder.trace()
+    lanes = {event.batch: event.lane for event in trace.events if event.kind == "forward"}
+    assert {lanes[0], lanes[1]} == {0, 1}
+    if exchanged:
+        events = [replace(event, lane=1 - event.lane) if event.lane >= 0 else event for event in trace.events]
+        trace = Trace(trace.layers, trace.threads, events)
+    turn = BeginTogether(trace)
+    assert same_state(list(first), list(train(tiny.seeded_model(), turn, batches, **options)))
+    assert turn.finished
 
 
 UPDATES = {
@@ -153,6 +189,16 @@ def test_what_cannot_be_ordered_is_refused() -> None:
         ap.Engine(model, optimizer, cross_entropy, turn=Ordered(), exchange=ap.Averaging())
     with pytest.raises(ValueError, match="turn must not be ordered for method sgd"):
         Session(TrainConfig(task="digits", method="sgd", turn="ordered"))
+
+
+def test_a_snapshot_is_refused_where_a_pass_that_waits_holds_layers() -> None:
+    trace = recorded()
+    for turn in (Ordered(), Replay(trace)):
+        model = TINY["mlp"].seeded_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        engine = ap.Engine(model, optimizer, cross_entropy, turn=turn)
+        with pytest.raises(ValueError, match=rf"with turn {type(turn).__name__}.*: drain\(\) and copy"):
+            engine.snapshot()
 
 
 def test_only_whole_traces_of_ordered_runs_are_taken() -> None:

@@ -40,6 +40,9 @@ class Device(Protocol):
     def new_stream(self) -> Stream:
         """Make a stream for one lane."""
 
+    def current_stream(self) -> Stream:
+        """Return the stream that the calling thread's work is queued on now."""
+
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Queue the work of the `with` block on `stream`."""
 
@@ -84,6 +87,10 @@ class CpuDevice:
 
     def new_stream(self) -> Stream:
         """Return None: the CPU has no streams."""
+        return None
+
+    def current_stream(self) -> Stream:
+        """Return None."""
         return None
 
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
@@ -135,6 +142,10 @@ class CudaDevice:
     def new_stream(self) -> Stream:
         """Make a stream on this device."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def current_stream(self) -> Stream:
+        """Return this thread's stream on this device, whichever device is current."""
+        return torch.cuda.current_stream(self.device)
 
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Make `stream` current."""

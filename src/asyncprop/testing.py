@@ -244,6 +244,11 @@ class FakeDevice:
             self._streams += 1
             return self._streams - 1
 
+    def current_stream(self) -> int:
+        """Return the stream that is current on this thread; -1 for that of a thread that has chosen none."""
+        stream: int | None = getattr(self._local, "stream", None)
+        return -1 if stream is None else stream
+
     @contextmanager
     def use(self, stream: int) -> Iterator[None]:
         """Make `stream` current on this thread."""

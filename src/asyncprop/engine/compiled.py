@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,7 +21,7 @@ class Warmer:
     def __init__(self, passes: Passes, lanes: list[Lane]) -> None:
         self._passes = passes
         self._lanes = lanes
-        self._warm: set[tuple[int, Signature]] = set()
+        self._warm: WeakKeyDictionary[Lane, set[Signature]] = WeakKeyDictionary()  # lanes are made anew between runs
 
     def prepare(self, batch: Any, feed: Feed) -> None:
         """Compile all lanes for the shapes and dtypes of `batch`, if they are new, while no other pass runs.
@@ -28,14 +29,15 @@ class Warmer:
         Buffers and the random state are put back afterwards, so a warmed model trains as one that was not.
         """
         signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors_in(batch))
-        cold = [lane for lane in self._lanes if (id(lane), signature) not in self._warm]
+        cold = [lane for lane in self._lanes if signature not in self._warm.get(lane, ())]
         if not cold:
             return
         feed.wait_alone()
         with torch.random.fork_rng():
             for lane in cold:
                 self._run(lane, batch)
-        self._warm.update((id(lane), signature) for lane in cold)
+        for lane in cold:
+            self._warm.setdefault(lane, set()).add(signature)
 
     def _run(self, lane: Lane, batch: Any) -> None:
         buffers = [(buffer, buffer.detach().clone()) for buffer in lane.module.buffers()]

@@ -269,7 +269,7 @@ class Engine:
         return {**self._lanes.state_dict(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, of an engine with as many lanes; before the first batch."""
+        """Go on from a `state_dict` of an engine made alike; before the first batch."""
         rest = dict(state)
         if (numbers := rest.pop("workers", None)) and self._awaits_plan:
             self._use(Decoupled(**numbers))
@@ -279,9 +279,22 @@ class Engine:
         """Copy the model's `state_dict` at an instant when no update is half done.
 
         Training goes on: forward passes run as ever, and backward passes wait while those under way end and the
-        values are copied. Buffers that forward passes write (running statistics) are copied as they stand.
+        values are copied. Buffers that forward passes write (running statistics) are copied as they stand. So is what
+        an exchange writes: a merge or an average of ranks may be half done, layer by layer.
+
+        Raises:
+            ValueError: with `Ordered` or `Replay`: a pass would wait for this, holding what one under way waits for.
+            BaseException: what ended the engine, if anything did by the time the copy is made.
         """
-        return take_snapshot(self._model, self._lanes, self._passes.gate)
+        if self._turn and self._turn.watches_all:
+            raise ValueError(
+                f"snapshot must not be taken with turn {type(self._turn).__name__}, in which passes that wait hold "
+                "layers: drain() and copy model.state_dict()"
+            )
+        snapshot = take_snapshot(self._model, self._lanes, self._passes.gate, self._device)
+        if self._feed.failure:  # set before the gate is stopped, so a copy of an update half done is not returned
+            raise self._feed.failure
+        return snapshot
 
     def statistics(self) -> Statistics:
         """Return counts, staleness per layer, queue depth, and each thread's time, as of now."""

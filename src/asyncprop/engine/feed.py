@@ -78,7 +78,8 @@ class Feed:
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight and nothing more can be taken."""
-        return not (self._out or self._submitted or self._taking or self._iterator)
+        has_loader = self._iterator is not None  # its truth may be asked of a length that it does not have
+        return not (self._out or self._submitted or self._taking or has_loader)
 
     # ---- the caller's side
 

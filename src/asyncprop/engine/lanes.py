@@ -19,7 +19,7 @@ from asyncprop.engine.compensation import Attenuation, Compensation
 from asyncprop.engine.exchange import Exchange
 from asyncprop.engine.lane import Lane, shares_storage
 from asyncprop.engine.layers import Layer, find_layers
-from asyncprop.engine.optimizer import States
+from asyncprop.engine.optimizer import States, copy_state, copy_to
 from asyncprop.engine.partition import Blocks, Partition, check_blocks, cut, measure_backward
 from asyncprop.engine.stepper import Stepper
 from asyncprop.engine.turn import Turn
@@ -85,17 +85,18 @@ class Lanes:
         unchanged = signature == self._signature and wanted == current
         if unchanged and all(shares_storage(self._model, lane) for lane in self.lanes):
             return
+        self._signature = None  # until all is made: what fails half way is made anew, if the user tries again
         if wanted != current:
             self.layers = find_layers(self._model, wanted, self._update.layers)
             self.versions = Versions(self.count, len(self.layers))
             self._blocks = self._blocks_given()
-        self._signature = signature
         self.close()
         if self._turn:
             self._turn.open(self._model, self.layers, by_layer=self._update.by_layer)
         self._units = units_of(self.layers, self._update, self._mean_squares, in_turn=self._in_turn)
         for index in range(self.count):
             self._add(index)
+        self._signature = signature
 
     def close(self) -> None:
         """Take all hooks off and forget the lanes."""
@@ -124,33 +125,45 @@ class Lanes:
 
         Nothing may be in flight.
         """
-        if self._update.state == "shared" and not self._partition and not self._update.compensate:
+        is_private = self._update.state == "private"
+        if not (is_private or self._partition or self._update.compensate):
             return {}
-        return {
-            "private": [
-                {name: states[p] for name, p in self._model.named_parameters() if p in states}
-                for states in self._private
-            ],
+        shared = {
             "mean_squares": dict(self._mean_squares),
             "blocks": [list(block) for block in self._blocks or ()],
         }
+        return {"private": self._private_states(), **shared} if is_private else shared
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, of an engine with as many lanes."""
+        """Go on from a `state_dict`; if each lane has state or a block of its own, of an engine with as many lanes."""
         if not state:
             return
-        if len(state["private"]) != len(self._private):
-            raise ValueError(
-                f"state must be of an engine with as many lanes (got {len(state['private']) + 1}, not {self.count})"
-            )
-        parameters = dict(self._model.named_parameters())
-        for states, saved in zip(self._private, state["private"], strict=True):
-            states.clear()
-            states.update({parameters[name]: copy.deepcopy(value) for name, value in saved.items()})
+        if self._partition and state["blocks"]:
+            self._check_count(len(state["blocks"]))
+        if self._update.state == "private":
+            self._load_private(state.get("private", []))
         self._mean_squares.clear()
-        self._mean_squares.update(state["mean_squares"])
+        parameters = dict(self._model.named_parameters())
+        for name, value in state["mean_squares"].items():
+            self._mean_squares[name] = copy_to(parameters[name].device, value)
         self._blocks = tuple(tuple(block) for block in state["blocks"]) or None
         self._signature = None  # views hold the states: make them anew
+
+    def _private_states(self) -> list[dict[str, Any]]:
+        named = list(self._model.named_parameters())
+        return [{name: states[p] for name, p in named if p in states} for states in self._private]
+
+    def _check_count(self, lanes: int) -> None:
+        if lanes != self.count:
+            raise ValueError(f"state must be of an engine with as many lanes (got {lanes}, not {self.count})")
+
+    def _load_private(self, lanes: list[dict[str, Any]]) -> None:
+        self._check_count(1 + len(lanes))
+        parameters = dict(self._model.named_parameters())
+        for states, saved in zip(self._private, lanes, strict=True):
+            states.clear()
+            for name, value in saved.items():
+                states[parameters[name]] = copy_state(value, parameters[name], self._optimizer)
 
     def _add(self, index: int) -> None:
         lane = Lane(index, self._model, self.layers, self.versions, self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
@@ -105,6 +106,30 @@ class OptimizerView:
                         f"({type(self._optimizer).__name__} writes {key!r} of its param group): use update='block'"
                     )
                 self._optimizer.param_groups[index][key] = value
+
+
+def copy_state(saved: dict[str, Any], parameter: nn.Parameter, optimizer: Optimizer) -> dict[str, Any]:
+    """Copy the saved state of a parameter to where the parameter is.
+
+    A `step` stays where it was saved, as in `Optimizer.load_state_dict`, unless the optimizer counts on the device.
+    """
+    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    counts_there = group.get("fused") or group.get("capturable")
+    return {
+        name: copy.deepcopy(value) if name == "step" and not counts_there else copy_to(parameter.device, value)
+        for name, value in saved.items()
+    }
+
+
+def copy_to(device: torch.device, value: Any) -> Any:
+    """Copy a value; the tensors of it, or of dicts, lists and tuples in it, to a device."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to(device, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_to(device, inner) for inner in value)
+    return copy.deepcopy(value)
 
 
 def _group_leaves(optimizer: Optimizer, leaves: Sequence[Leaf]) -> list[tuple[int, list[nn.Parameter]]]:

@@ -39,7 +39,11 @@ class Pending:
 
 
 class Gate:
-    """Lets backward passes through, many at a time, until it is shut; shutting waits until none is inside."""
+    """Lets backward passes through, many at a time, until it is shut; shutting waits until none is inside.
+
+    A pass that ends by an error has left its update half done, so it counts as inside for good: whoever shuts the gate
+    then waits for `stop`, which the failure brings, and must ask whether there was one.
+    """
 
     def __init__(self, clock: Clock = SYSTEM) -> None:
         self._changed = clock.condition()
@@ -53,12 +57,10 @@ class Gate:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or not self._shut)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+        yield
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
 
     @contextmanager
     def shut(self) -> Iterator[None]:

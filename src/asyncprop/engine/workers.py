@@ -207,9 +207,9 @@ class Crew:
         try:
             if (work := self._feed.take_now()) is None:
                 return
-            lane, watch = self._lanes.free.get(), self.watches[0]
+            watch = self.watches[0]
             with self._passes.device.thread(self._intraop):
-                self._finish(self._start(work, lane, watch), watch)
+                self._finish(self._start(work, watch), watch)
         except BaseException as error:
             self._on_error(error)
 
@@ -253,7 +253,7 @@ class Crew:
                 except Closed:
                     roles.close()
                     raise
-                pending = self._start(work, self._lanes.free.get(), watch)
+                pending = self._start(work, watch)
                 pending.queue_depth = roles.depth
                 del work
                 with self._turn.at(pending.work.index, "handover", -1) if self._turn else NOTHING:
@@ -270,19 +270,19 @@ class Crew:
         while True:
             work = self._feed.take()
             lane = self._lanes.lanes[watch.index]  # its own: private state and blocks belong to a worker
-            pending = self._start(work, lane, watch)
+            pending = self._start(work, watch, lane)
             with self._turn.at(work.index, "handover", -1) if self._turn else NOTHING:
                 self._record("forward", pending)
             self._finish(pending, watch)
             del lane, work, pending
 
-    def _start(self, work: Work, lane: Lane, watch: Watch) -> Pending:
+    def _start(self, work: Work, watch: Watch, own: Lane | None = None) -> Pending:
+        """Run the forward pass of a batch, in the thread's own lane if it has one."""
         if self._delays:
             self._delays.before_pass()
         clock = self._clock
-        if self._turn:
-            with self._turn.at(work.index, "forward", -1):
-                lane = self._lane_for(work, lane, self._turn)
+        with self._turn.at(work.index, "forward", -1) if self._turn else NOTHING:
+            lane = self._lane_for(work, own)
         start, worked = clock.now(), clock.worked()
         pending = self._passes.forward(lane, work)
         pending.begun_s = start
@@ -291,12 +291,19 @@ class Crew:
             self._delays.after_forward(watch.index, work.index, clock.worked() - worked)
         return pending
 
-    def _lane_for(self, work: Work, free: Lane, turn: Turn) -> Lane:
-        """Let the turn choose another lane than the one that is free."""
-        lane = self._lanes.lanes[turn.lane(work.index, free.index)]
-        if self._shares_lanes and lane is not free:
-            self._lanes.free.swap(free, lane)
-        return lane
+    def _lane_for(self, work: Work, own: Lane | None) -> Lane:
+        """Return the thread's own lane or the next free one, or else the free one that the turn chooses.
+
+        Taken when the batch's turn has come: a thread that waited for it with a lane in hand might hold another's.
+        There is always a free one, as `Roles` let no more passes begin than there are lanes.
+        """
+        lane = self._lanes.free.get() if own is None else own
+        if not self._turn:
+            return lane
+        chosen = self._lanes.lanes[self._turn.lane(work.index, lane.index)]
+        if own is None and chosen is not lane:
+            self._lanes.free.swap(lane, chosen)
+        return chosen
 
     def _record(self, kind: Kind, pending: Pending, start: float | None = None) -> None:
         if recorder := self._recorder:
