@@ -322,6 +322,12 @@ def test_seconds_of_the_methods_are_as_derived_by_hand(tmp_path) -> None:
     assert in_step["train_s"] == pytest.approx(3 * (0.0151 + transfer / layers))
 
 
+def test_a_factor_does_not_multiply_what_ddp_waits_for(tmp_path) -> None:
+    """4 rounds of two: the slow rank takes three times 30.2 ms for each, and a third of a transfer is waited for."""
+    _, result = session_of("ddp", tmp_path / "ddp", train_samples=256, devices=2, speeds="1,0.5", delay="factor=3")
+    assert result["train_s"] == pytest.approx(4 * (3 * 0.0302 + 0.00045 / 3))
+
+
 def test_the_ranks_of_ddp_stay_equal_to_the_bit(tmp_path) -> None:
     session, _ = session_of("ddp", tmp_path / "ddp")
     models = [member.trainer._model for member in session.trainer._members]
