@@ -370,6 +370,40 @@ def test_options_of_meetings_reach_virtual_time(method: str, options, tmp_path) 
         assert plain["history"] != result["history"]
 
 
+def rows_of(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_threads_of_a_fleet_are_told_by_rank_in_every_epoch(tmp_path) -> None:
+    """Epochs of 3 rounds: passes of 15.1 ms wait for those of 30.2 ms on the slow device, and all for the transfer."""
+    session_of("ddp", tmp_path / "ddp", epochs=2, speeds="1,1,0.5")
+    epochs = rows_of(tmp_path / "ddp" / "epochs.jsonl")
+    assert len(epochs) == 2
+    transfer = 0.00045 * 4 / 3 / 3  # of one layer: what the backward pass does not hide
+    for row in epochs:
+        assert [thread["name"] for thread in row["threads"]] == ["rank 0 loop", "rank 1 loop", "rank 2 loop"]
+        worked = [thread["worked_s"] for thread in row["threads"]]
+        waited = [thread["waited_s"] for thread in row["threads"]]
+        assert worked == pytest.approx([3 * 0.0151] * 2 + [3 * 0.0302], abs=2e-6)
+        assert waited == pytest.approx([3 * (0.0151 + transfer)] * 2 + [3 * transfer], abs=2e-6)
+        assert set(row["updates"].values()) == {9}
+
+
+def test_updates_and_staleness_of_a_fleet_are_those_of_all_its_replicas(tmp_path) -> None:
+    session, _ = session_of("async-lu", tmp_path / "fleet", epochs=2, ranks=2, devices=4, speeds="1,1,0.5")
+    steps = rows_of(tmp_path / "fleet" / "steps.jsonl")
+    for epoch, row in enumerate(rows_of(tmp_path / "fleet" / "epochs.jsonl")):
+        assert list(row["updates"].values()) == [9, 9, 9]
+        ages = [step["staleness"] for step in steps if step["epoch"] == epoch]
+        assert fmean(row["staleness_by_layer"].values()) == pytest.approx(fmean(ages), abs=1e-3)
+    statistics = session.trainer.statistics()
+    assert statistics.versions == (18, 18, 18)
+    assert statistics.mean_staleness > 0
+    assert statistics.mean_staleness == pytest.approx(fmean(step["staleness"] for step in steps), abs=1e-3)
+    each = [member.trainer.statistics() for member in session.trainer._members]
+    assert each[0].versions != each[1].versions  # the fast replica takes more batches
+
+
 def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
     rates = {}
     for method in ("ddp", "layup"):
