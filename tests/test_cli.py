@@ -40,7 +40,7 @@ WRONG = [
     (["simulate"], "task must be given"),
     (["simulate", "digits", "--devices", "0"], r"--devices must be >= 1 \(got 0\)"),
     (["simulate", "digits", "--costs", "b200"], r"costs must be a readable file, or one of .* \(got b200\)"),
-    (["simulate", "digits", "--speeds", "0"], r"speeds must be > 0 \(got 0.0\)"),
+    (["simulate", "digits", "--speeds", "0"], r"speeds must be > 0 and finite \(got 0.0\)"),
     (["plan", "mnist"], "task must be one of digits"),
     (["plan", "digits", "--passes", "1"], r"--passes.*[Mm]ust be >= 4"),
     (["train", "mnist"], "task must be one of digits"),

@@ -92,6 +92,9 @@ def test_costs_are_written_as_they_are_read(tmp_path) -> None:
         ("forward_s = 1", r"backward_s must be a number > 0 .*the whole has 0.0"),
         ("forward_s = 'a'\nbackward_s = 1", "forward_s must be a number > 0"),
         ("[layers.a]\nforward_s = 1\nbackward_s = 1\nupdate_s = -1", "update_s must be a number >= 0"),
+        ("forward_s = inf\nbackward_s = 1", "forward_s must be a number > 0"),
+        ("forward_s = nan\nbackward_s = 1", "forward_s must be a number > 0"),
+        ("[layers.a]\nforward_s = 1\nbackward_s = nan", "backward_s must be a number >= 0"),
         ("forward_s =", "costs must be TOML"),
         ("forward_s = 1\nbackward_s = 1\nvariation = 2", "variation must be a number from 0 to 1"),
     ],
@@ -101,6 +104,16 @@ def test_what_are_no_costs_is_refused(tmp_path, content: str, message: str) -> N
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_costs(str(path))
+
+
+@pytest.mark.parametrize(("given", "missing"), [("forward_s", "backward_s"), ("backward_s", "forward_s")])
+def test_passes_that_take_no_time_are_refused(tmp_path, given: str, missing: str) -> None:
+    """One layer may take none; all together, or those that a model has, may not."""
+    path = tmp_path / "costs.toml"
+    path.write_text(f"[layers.a]\n{given} = 1\n[layers.b]\n{given} = 1\n{missing} = 1")
+    assert read_costs(str(path)).of(["a", "b"]).backward_forward_ratio in (0.5, 2.0)
+    with pytest.raises(ValueError, match=f"costs: {missing} must be > 0 of one layer at least .costs has 0 of all."):
+        read_costs(str(path)).of(["a"])
 
 
 def test_the_papers_costs_ship() -> None:

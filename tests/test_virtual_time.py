@@ -139,8 +139,12 @@ def test_a_machine_computes_so_much_at_once() -> None:
     machine = Machine(speed=2.0, slots=2)
     assert [machine.start(0.0, 4.0) for _ in range(3)] == [(0.0, 2.0), (0.0, 2.0), (2.0, 2.0)]
     assert machine.start(3.0, 2.0) == (3.0, 1.0)
-    with pytest.raises(ValueError, match="speeds must be > 0"):
-        Machine(0.0)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
+def test_what_is_no_speed_is_refused(speed: float) -> None:
+    with pytest.raises(ValueError, match=rf"speeds must be > 0 and finite \(got {speed}\)"):
+        Machine(speed)
 
 
 # ---- the engine under it
@@ -427,6 +431,7 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
         ({"method": "sgd", "ranks": 3}, "ranks must be 1 for method sgd"),
         ({"method": "ddp", "ranks": 2}, "devices must be a multiple of ranks"),
         ({"method": "sgd", "speeds": "fast"}, "speeds must be numbers"),
+        ({"method": "sgd", "speeds": "1,inf"}, "speeds must be > 0 and finite"),
         ({"method": "sgd", "speeds": "1,1,1,1"}, "speeds must be at most as many as the devices"),
         ({"method": "sgd", "costs": "none"}, "costs must be a readable file, or one of a100-resnet18, a100-resnet50"),
         ({"method": "sgd", "turn": "lockstep"}, "turn must be left out of a simulation"),
