@@ -62,6 +62,8 @@ WRONG = [
     (["data", "fetch", "mnist"], "name must be one of digits"),
     (["bench", "engine", "--workloads", "vgg"], "workloads must be some of"),
     (["bench", "engine", "--rounds", "0"], r"--rounds.*[Mm]ust be >= 1"),
+    (["bench", "fleets", "--plot", "fleets.txt"], r"plot must be a .svg, .png or .pdf file \(got fleets.txt\)"),
+    (["bench", "fleets", "--devices", "3,300"], "devices must be at most the batches of an epoch, 256"),
     (["theory", "--seeds", "0"], r"--seeds.*[Mm]ust be >= 1"),
     (["theory", "--markdown", "no/such/folder.md"], "must be in a folder that exists"),
     (["bench", "engine", "--seconds", "0"], r"--seconds.*[Mm]ust be > 0"),
