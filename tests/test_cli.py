@@ -110,6 +110,7 @@ def test_a_run_can_be_repeated_from_its_configuration(capsys: pytest.CaptureFixt
         (["data", "list"], ["rotten-tomatoes", "cifar10", "MIT"]),
         (["--version"], ["0.1.0"]),
         (["train", "--help"], ["--backward-threads", "--resume"]),
+        (["simulate", "--help"], ["Replicas", "--devices"]),
     ],
 )
 def test_listings(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

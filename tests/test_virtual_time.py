@@ -424,6 +424,8 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
         ({"method": "ddp", "devices": 11}, "devices must be at most the batches of an epoch, 10"),
         ({"method": "layup", "wire": "bf16"}, "wire must be left out of a simulation"),
         ({"method": "ddp", "comm_hook": "fp16"}, "comm_hook must be left out of a simulation"),
+        ({"method": "sgd", "checkpoint_every": 5.0}, "checkpoint_every must be left out of a simulation"),
+        ({"method": "sgd", "warm_up_batches": 0}, "warm_up_batches must be left out of a simulation"),
         ({"method": "sgd", "device": "cuda"}, "device must be left out of a simulation"),
         ({"method": "sgd", "forward_threads": 2}, "forward_threads must not be given for method sgd"),
         ({"method": "ddp", "topology": "ring"}, "topology must not be given for method ddp"),

@@ -31,7 +31,7 @@ from asyncprop.simulate.loop import VirtualLoop
 from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
 
-NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook")
+NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook", "checkpoint_every", "warm_up_batches")
 
 
 class SimulatedSession(Session):
@@ -182,7 +182,7 @@ class _Trainers:
 
 def _refuse_what_is_not_modelled(config: SimulateConfig) -> None:
     for name in NOT_MODELLED:
-        if getattr(config, name) is not None:
+        if getattr(config, name) != SimulateConfig.model_fields[name].default:
             raise ValueError(f"{name} must be left out of a simulation, which does not model it: see docs/simulate.md")
     if config.device != "cpu":
         raise ValueError(f"device must be left out of a simulation, which has devices of its own (got {config.device})")
