@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import asyncprop as ap
-from asyncprop.engine import Coupled, Decoupled
-from asyncprop.simulate import Machine, read_costs
+from asyncprop.engine import Coupled, Decoupled, LayerUpdate
+from asyncprop.simulate import Machine, planning, read_costs
 from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
 from asyncprop.simulate.planning import activations_bytes, plan
-from asyncprop.simulate.predict import predict
+from asyncprop.simulate.predict import Prediction, predict
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
 
@@ -167,6 +167,28 @@ def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     assert found.workers.lanes_on(2) >= 1
     with ap.Engine(model, optimizer, cross_entropy, workers=found.workers) as engine:
         assert len(list(engine.run(tiny.batches(2)))) == 2
+
+
+@pytest.mark.parametrize(("second_s", "chosen"), [(2.0, (1, 2)), (1.1, (2, 2))])
+def test_auto_never_takes_more_lanes_than_cores(monkeypatch, second_s: float, chosen: tuple[int, int]) -> None:
+    """Three lanes on two cores are predicted to be the fastest. One choice of two lanes is left, or two are tried."""
+
+    def foretell(costs, workers, machines, by_layer) -> Prediction:
+        seconds = {(1, 2, 2): 1.0, (2, 2, 2): second_s}.get((workers.forward, workers.backward, workers.lanes), 3.0)
+        return Prediction(0.5 if workers.lanes == 3 else seconds, 0.0)
+
+    def time_them(model, optimizer, loss_fn, batches, update, choices, passes) -> list[float]:
+        assert len(choices) == 2
+        return [1.0 if choice.workers.forward == 2 else 2.0 for choice in choices]
+
+    monkeypatch.setattr(planning, "available_cores", lambda: 2)
+    monkeypatch.setattr(planning, "measure_costs", lambda *given, **options: COSTS)
+    monkeypatch.setattr(planning, "predict", foretell)
+    monkeypatch.setattr(planning, "time_choices", time_them)
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = planning.plan_decoupled(model, cross_entropy, TINY["mlp"].batches(1), optimizer, LayerUpdate(), 4)
+    assert (found.forward, found.backward, found.lanes) == (*chosen, 2)
 
 
 def test_activations_are_counted_once() -> None:
