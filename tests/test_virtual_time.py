@@ -419,6 +419,25 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "lanes"),
+    [
+        ({"method": "hogwild"}, 3),
+        ({"method": "hogwild", "devices": 1, "cores": 4}, 4),
+        ({"method": "hogwild", "devices": 1}, 2),  # one would be the plain loop
+        ({"method": "dc-asgd", "ranks": 3}, 3 * 2),
+        ({"method": "passm", "ranks": 3, "workers": 1}, 3),
+        ({"method": "lapsgd"}, 3),
+        ({"method": "lapsgd", "cores": 2}, 3 * 2),
+        ({"method": "async-lu"}, 3),
+        ({"method": "layup"}, 3),
+    ],
+)
+def test_workers_are_as_many_as_devices_compute_at_once(options, lanes: int) -> None:
+    session = SimulatedSession(SimulateConfig(task="digits", train_samples=320, **options))
+    assert session.trainer.statistics().lanes == lanes
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "ddp", "devices": 11}, "devices must be at most the batches of an epoch, 10"),

@@ -137,7 +137,7 @@ class _Trainers:
                 model, optimizer, session.loss, time=time, costs=self._costs, speed=machines[0].speed,
                 delays=Delays(delays, 0, clock=time), trace=trace, meeting=self._in_step, seed=_seed(config, rank),
             )  # fmt: skip
-        options, workers = _with_workers(session.simulated, self._row, self._costs, machines, self._ranks)
+        options, workers = _with_workers(session.simulated, self._row, self._costs, machines)
         return open_trainer(
             options,
             config.method,
@@ -214,16 +214,17 @@ def _ranks(config: SimulateConfig, row: Method) -> int:
 
 
 def _with_workers(
-    config: SimulateConfig, row: Method, costs: LayerCosts, machines: Sequence[Machine], ranks: int
+    config: SimulateConfig, row: Method, costs: LayerCosts, machines: Sequence[Machine]
 ) -> tuple[SimulateConfig, int]:
     """Let there be as many workers as the rank's machines compute at once, unless told otherwise; return their number.
 
-    Of forward and backward threads: in the proportion of what the passes cost.
+    Of forward and backward threads: in the proportion of what the passes cost. Of coupled workers, if the machines
+    compute one operation at a time: the method's own number, as Hogwild by one worker would be the plain loop.
     """
     slots = sum(machine.slots for machine in machines)
     given: dict[str, int] = {}
     if isinstance(row.workers, Coupled):
-        workers = config.workers or (slots if ranks == 1 or slots > 1 else row.workers.workers)
+        workers = config.workers or (slots if slots > 1 else row.workers.workers)
         given["workers"] = workers
     else:
         assert isinstance(row.workers, Decoupled)
