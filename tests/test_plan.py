@@ -1,5 +1,6 @@
 """Plans: costs are read off traces as made by hand, predictions are exact where they can be, and advice is honest."""
 
+import io
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -8,11 +9,11 @@ import torch
 
 import asyncprop as ap
 from asyncprop.engine import Coupled, Decoupled, LayerUpdate
-from asyncprop.simulate import Machine, planning, read_costs
+from asyncprop.simulate import Machine, advice, planning, read_costs
 from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
-from asyncprop.simulate.planning import activations_bytes, plan
+from asyncprop.simulate.planning import Plan, activations_bytes, plan
 from asyncprop.simulate.predict import Prediction, predict
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
@@ -189,6 +190,16 @@ def test_auto_never_takes_more_lanes_than_cores(monkeypatch, second_s: float, ch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = planning.plan_decoupled(model, cross_entropy, TINY["mlp"].batches(1), optimizer, LayerUpdate(), 4)
     assert (found.forward, found.backward, found.lanes) == (*chosen, 2)
+
+
+def test_what_all_cores_busy_would_take_is_told_as_of_traced_passes(monkeypatch) -> None:
+    """9 s of passes on two cores; a choice that was tried, without tracing, may be faster."""
+    monkeypatch.setattr(advice, "available_cores", lambda: 2)
+    tried = replace(choice(4.0, 0.5, Coupled(2)), measured=True)
+    stream = io.StringIO()
+    advice.print_plan(Plan(("0", "1"), COSTS, COSTS, 0, 0, (tried,), tried), stream)
+    assert "By traced passes, all cores busy would take about 4500.00 ms per batch." in stream.getvalue()
+    assert "4000.00" in stream.getvalue()
 
 
 def test_activations_are_counted_once() -> None:
