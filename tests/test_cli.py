@@ -40,7 +40,7 @@ WRONG = [
     (["simulate"], "task must be given"),
     (["simulate", "digits", "--devices", "0"], r"--devices must be >= 1 \(got 0\)"),
     (["simulate", "digits", "--costs", "b200"], r"costs must be a readable file, or one of .* \(got b200\)"),
-    (["simulate", "digits", "--speeds", "0"], r"speeds must be > 0 \(got 0.0\)"),
+    (["simulate", "digits", "--speeds", "0"], r"speeds must be > 0 and finite \(got 0.0\)"),
     (["plan", "mnist"], "task must be one of digits"),
     (["plan", "digits", "--passes", "1"], r"--passes.*[Mm]ust be >= 4"),
     (["train", "mnist"], "task must be one of digits"),
@@ -62,6 +62,8 @@ WRONG = [
     (["data", "fetch", "mnist"], "name must be one of digits"),
     (["bench", "engine", "--workloads", "vgg"], "workloads must be some of"),
     (["bench", "engine", "--rounds", "0"], r"--rounds.*[Mm]ust be >= 1"),
+    (["bench", "fleets", "--plot", "fleets.txt"], r"plot must be a .svg, .png or .pdf file \(got fleets.txt\)"),
+    (["bench", "fleets", "--devices", "3,300"], "devices must be at most the batches of an epoch, 256"),
     (["theory", "--seeds", "0"], r"--seeds.*[Mm]ust be >= 1"),
     (["theory", "--markdown", "no/such/folder.md"], "must be in a folder that exists"),
     (["bench", "engine", "--seconds", "0"], r"--seconds.*[Mm]ust be > 0"),
@@ -108,6 +110,7 @@ def test_a_run_can_be_repeated_from_its_configuration(capsys: pytest.CaptureFixt
         (["data", "list"], ["rotten-tomatoes", "cifar10", "MIT"]),
         (["--version"], ["0.1.0"]),
         (["train", "--help"], ["--backward-threads", "--resume"]),
+        (["simulate", "--help"], ["Replicas", "--devices"]),
     ],
 )
 def test_listings(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncprop.config import CompareConfig, TrainConfig, resolve, to_toml
+from asyncprop.config import CompareConfig, SimulateConfig, TrainConfig, resolve, to_toml
 
 
 def test_given_over_file_over_default(tmp_path: Path) -> None:
@@ -18,6 +18,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     config = TrainConfig(task='a"b\\c\n', lr=1e-7, data_dir=Path("/x y"), turn="lockstep", epochs=2)
     (tmp_path / "c.toml").write_text(to_toml(config), encoding="utf-8")
     assert resolve(TrainConfig, {}, tmp_path / "c.toml") == config
+
+
+def test_ranks_of_a_simulation_are_described_as_replicas() -> None:
+    described = {kind: str(kind.model_fields["ranks"].description) for kind in (TrainConfig, SimulateConfig)}
+    assert described[TrainConfig].startswith("Processes on this machine")
+    assert described[SimulateConfig].startswith("Replicas that train together")
+    assert "Default: one on each device" in described[SimulateConfig]
 
 
 @pytest.mark.parametrize(

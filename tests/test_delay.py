@@ -8,7 +8,10 @@ import torch
 
 import asyncprop as ap
 from asyncprop.clock import Clock
+from asyncprop.config import TrainConfig
 from asyncprop.delay import Delay, Delays, parse_delays
+from asyncprop.methods import trainer
+from asyncprop.methods.trainer import Extent, open_trainer
 from asyncprop.testing import TINY, cross_entropy
 
 
@@ -76,6 +79,36 @@ def test_as_the_command_has_them() -> None:
 def test_what_is_no_delay(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_delays(text)
+
+
+@pytest.mark.parametrize("method", ["ddp", "post-local-sgd", "decent-dp"])
+@pytest.mark.parametrize("delay", ["factor=3", "worker=0,factor=3", "rank=0,factor=2;rank=1,factor=3"])
+def test_a_factor_that_would_multiply_waits_for_other_ranks_is_refused(method: str, delay: str) -> None:
+    model = TINY["mlp"].seeded_model()
+    options = TrainConfig(task="digits", method=method, delay=delay)
+    message = rf"delay: factor must slow one named rank, .* for method {method}, .* \(got factor=3\): name it"
+    with pytest.raises(ValueError, match=message):
+        open_trainer(
+            options, method, model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy, extent=Extent(4, 1, 2)
+        )
+
+
+@pytest.mark.parametrize("delay", [None, "rank=1,factor=3", "seconds=0.5", "rank=0,seconds=1;rank=1,seconds=2"])
+def test_other_delays_of_ranks_in_step_are_not(delay: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Delays] = []
+    monkeypatch.setattr(trainer, "DdpLoop", lambda *given, delays, **options: made.append(delays))
+    model = TINY["mlp"].seeded_model()
+    options = TrainConfig(task="digits", method="ddp", delay=delay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    open_trainer(options, "ddp", model, optimizer, cross_entropy, extent=Extent(4, 1, 2))
+    assert len(made) == 1
+
+
+def test_a_factor_of_one_rank_alone_needs_no_name() -> None:
+    model = TINY["mlp"].seeded_model()
+    options = TrainConfig(task="digits", method="ddp", delay="factor=3")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert open_trainer(options, "ddp", model, optimizer, cross_entropy, extent=Extent(4, 1))
 
 
 def test_an_engine_that_fails_does_not_wait_for_its_delays() -> None:

@@ -37,6 +37,30 @@ def test_runs_are_kept_and_each_method_has_its_best(small: None, tmp_path, monke
         plot_fleets(found, tmp_path / "fleets.txt")
 
 
+KEPT = {"task": fleets.TASK, "straggler_s": fleets.STRAGGLER_S, "runs": []}
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (
+            {**KEPT, "task": {**fleets.TASK, "epochs": 3}},
+            r"json must keep runs of the same fleets .* differs in task\)",
+        ),
+        ({**KEPT, "straggler_s": 1.0}, r"differs in straggler_s\)"),
+        ({"rows": []}, "json must be a new file, or one that bench fleets has written"),
+        ([], "json must be a new file, or one that bench fleets has written"),
+    ],
+)
+def test_runs_of_another_task_or_straggler_are_not_mixed_in(kept: Any, message: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fleets, "_run", pytest.fail)
+    file = tmp_path / "fleets.json"
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=message):
+        bench_fleets("2", "ddp", file, io.StringIO())
+    assert json.loads(file.read_text()) == kept
+
+
 def test_a_sweep_ends_where_smaller_steps_are_slower(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "GRID", ((0.4, 0.0), (0.2, 0.0), (0.1, 0.0), (0.05, 0.0)))
     seconds = {0.4: None, 0.2: 3.0, 0.1: 4.0, 0.05: 1.0}
@@ -70,8 +94,13 @@ def test_a_run_that_diverges_is_told(small: None, monkeypatch: pytest.MonkeyPatc
         ("two", None, "devices must be numbers >= 1"),
         ("0", None, "devices must be"),
         ("2", "best", "methods must be some of"),
+        ("3,300", None, "devices must be at most the batches of an epoch, 256, for method ddp, .* .got 300."),
+        ("257", "layup,post-local-sgd", "256, for method post-local-sgd"),
     ],
 )
-def test_what_is_wrong_is_told(devices: str, methods: str | None, message: str) -> None:
+def test_what_is_wrong_is_told(
+    devices: str, methods: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "_run", pytest.fail)  # before any run
     with pytest.raises(ValueError, match=message):
         bench_fleets(devices, methods, None, io.StringIO())

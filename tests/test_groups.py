@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from asyncprop.delay import Delays
+from asyncprop.delay import Delay, Delays
 from asyncprop.devices import CpuDevice
 from asyncprop.engine.exchange import Replica
 from asyncprop.engine.layers import find_layers
@@ -114,14 +114,16 @@ def held(group: Gossip) -> list[float]:
 # ---- in step
 
 
-def train(meeting: InStep, targets: list[float], steps: int, speeds: tuple[float, ...] = (1.0, 0.5)):
+def train(
+    meeting: InStep, targets: list[float], steps: int, speeds: tuple[float, ...] = (1.0, 0.5), slow: Delay | None = None
+):
     """Fit a number to a target, on each rank another, by half of the gradient; return the values and times by rank."""
     models, seen = models_of(*[0.0] * len(targets)), [[] for _ in targets]
     loops = [
         VirtualLoop(
             model, torch.optim.SGD(model.parameters(), lr=0.5), lambda m, b: (m(b[0]) - b[1]).square().sum() / 2,
-            time=meeting.time, costs=COSTS, speed=speed, delays=Delays((), 0, clock=meeting.time), trace=None,
-            meeting=meeting,
+            time=meeting.time, costs=COSTS, speed=speed, trace=None, meeting=meeting,
+            delays=Delays((slow,) if slow else (), 0, clock=meeting.time),
         )
         for model, speed in zip(models, speeds, strict=True)
     ]  # fmt: skip
@@ -179,6 +181,51 @@ def test_decent_dp_is_its_arithmetic_by_hand() -> None:
     meeting.settle()
     assert weights_of(models) == [float(sum(x) / 2)] * 2
     assert meeting.time.now() == 32 + 4 + 4  # what travels arrives, and an average of all
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "first", "second"),
+    [
+        # The slow rank waits 4 and 12 s; they meet as its backward pass ends, and wait 4 s for the all-reduce.
+        (Gradients, {}, [21.0, 49.0, 77.0], [28.0, 56.0, 84.0]),
+        # As above, but both meet after the update.
+        (Parameters, {"period": 1, "warm_up": 0}, [22.0, 50.0, 78.0], [28.0, 56.0, 84.0]),
+        # In its third step the fast rank waits for what the slow one has posted at 36, until 40.
+        (Buckets, {}, [12.0, 24.0, 47.0], [24.0, 48.0, 72.0]),
+    ],
+)
+def test_a_factor_multiplies_work_and_no_wait_for_others(kind, options, first, second) -> None:
+    """Steps of 4 and 8 s of computing, three times as long; what is waited for others stays as long as it is."""
+    meeting = kind(VirtualTime(), COSTS, 2, **options)
+    seen, _ = train(meeting, [1.0, 3.0], 3, slow=Delay(factor=3.0))
+    assert [[at for _, at in own] for own in seen] == [first, second]
+    threads = [loop.statistics().threads[0] for loop in meeting.loops]
+    end = max(first[-1], second[-1])
+    assert [(thread.worked_s, thread.waited_s) for thread in threads] == [(12.0, end - 12.0), (24.0, end - 24.0)]
+
+
+def test_steps_tell_the_passes_from_the_wait_for_others() -> None:
+    """The fast rank's passes end at 3, and the slow one's at 6; then both wait 4 s for the all-reduce."""
+    meeting = Gradients(VirtualTime(), COSTS, 2)
+    took: list[list[tuple[float, float, float]]] = [[], []]
+    loops = [
+        VirtualLoop(
+            model, torch.optim.SGD(model.parameters(), lr=0.5), lambda m, b: m(b).sum(), time=meeting.time, costs=COSTS,
+            speed=speed, delays=Delays((), 0, clock=meeting.time), trace=None, meeting=meeting,
+        )
+        for model, speed in zip(models_of(0.0, 0.0), (1.0, 0.5), strict=True)
+    ]  # fmt: skip
+
+    def drive(rank: int) -> None:
+        for step in loops[rank].run([torch.ones(1, 1)]):
+            took[rank].append((step.forward_s, step.backward_s, step.waited_s))
+
+    threads = [meeting.time.thread(drive, (rank,), f"asyncprop-{rank}") for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert took == [[(1.0, 3.0, 7.0)], [(2.0, 6.0, 4.0)]]
 
 
 def test_what_travels_while_passes_go_on_costs_nothing() -> None:

@@ -1,5 +1,6 @@
 """Plans: costs are read off traces as made by hand, predictions are exact where they can be, and advice is honest."""
 
+import io
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 
 import asyncprop as ap
-from asyncprop.engine import Coupled, Decoupled
-from asyncprop.simulate import Machine, read_costs
+from asyncprop.engine import Coupled, Decoupled, LayerUpdate
+from asyncprop.simulate import Machine, advice, planning, read_costs
 from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
-from asyncprop.simulate.planning import activations_bytes, plan
-from asyncprop.simulate.predict import predict
+from asyncprop.simulate.planning import Plan, activations_bytes, plan
+from asyncprop.simulate.predict import Prediction, predict
 from asyncprop.testing import TINY, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
 
@@ -92,6 +93,9 @@ def test_costs_are_written_as_they_are_read(tmp_path) -> None:
         ("forward_s = 1", r"backward_s must be a number > 0 .*the whole has 0.0"),
         ("forward_s = 'a'\nbackward_s = 1", "forward_s must be a number > 0"),
         ("[layers.a]\nforward_s = 1\nbackward_s = 1\nupdate_s = -1", "update_s must be a number >= 0"),
+        ("forward_s = inf\nbackward_s = 1", "forward_s must be a number > 0"),
+        ("forward_s = nan\nbackward_s = 1", "forward_s must be a number > 0"),
+        ("[layers.a]\nforward_s = 1\nbackward_s = nan", "backward_s must be a number >= 0"),
         ("forward_s =", "costs must be TOML"),
         ("forward_s = 1\nbackward_s = 1\nvariation = 2", "variation must be a number from 0 to 1"),
     ],
@@ -101,6 +105,16 @@ def test_what_are_no_costs_is_refused(tmp_path, content: str, message: str) -> N
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_costs(str(path))
+
+
+@pytest.mark.parametrize(("given", "missing"), [("forward_s", "backward_s"), ("backward_s", "forward_s")])
+def test_passes_that_take_no_time_are_refused(tmp_path, given: str, missing: str) -> None:
+    """One layer may take none; all together, or those that a model has, may not."""
+    path = tmp_path / "costs.toml"
+    path.write_text(f"[layers.a]\n{given} = 1\n[layers.b]\n{given} = 1\n{missing} = 1")
+    assert read_costs(str(path)).of(["a", "b"]).backward_forward_ratio in (0.5, 2.0)
+    with pytest.raises(ValueError, match=f"costs: {missing} must be > 0 of one layer at least .costs has 0 of all."):
+        read_costs(str(path)).of(["a"])
 
 
 def test_the_papers_costs_ship() -> None:
@@ -154,6 +168,38 @@ def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     assert found.workers.lanes_on(2) >= 1
     with ap.Engine(model, optimizer, cross_entropy, workers=found.workers) as engine:
         assert len(list(engine.run(tiny.batches(2)))) == 2
+
+
+@pytest.mark.parametrize(("second_s", "chosen"), [(2.0, (1, 2)), (1.1, (2, 2))])
+def test_auto_never_takes_more_lanes_than_cores(monkeypatch, second_s: float, chosen: tuple[int, int]) -> None:
+    """Three lanes on two cores are predicted to be the fastest. One choice of two lanes is left, or two are tried."""
+
+    def foretell(costs, workers, machines, by_layer) -> Prediction:
+        seconds = {(1, 2, 2): 1.0, (2, 2, 2): second_s}.get((workers.forward, workers.backward, workers.lanes), 3.0)
+        return Prediction(0.5 if workers.lanes == 3 else seconds, 0.0)
+
+    def time_them(model, optimizer, loss_fn, batches, update, choices, passes) -> list[float]:
+        assert len(choices) == 2
+        return [1.0 if choice.workers.forward == 2 else 2.0 for choice in choices]
+
+    monkeypatch.setattr(planning, "available_cores", lambda: 2)
+    monkeypatch.setattr(planning, "measure_costs", lambda *given, **options: COSTS)
+    monkeypatch.setattr(planning, "predict", foretell)
+    monkeypatch.setattr(planning, "time_choices", time_them)
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = planning.plan_decoupled(model, cross_entropy, TINY["mlp"].batches(1), optimizer, LayerUpdate(), 4)
+    assert (found.forward, found.backward, found.lanes) == (*chosen, 2)
+
+
+def test_what_all_cores_busy_would_take_is_told_as_of_traced_passes(monkeypatch) -> None:
+    """9 s of passes on two cores; a choice that was tried, without tracing, may be faster."""
+    monkeypatch.setattr(advice, "available_cores", lambda: 2)
+    tried = replace(choice(4.0, 0.5, Coupled(2)), measured=True)
+    stream = io.StringIO()
+    advice.print_plan(Plan(("0", "1"), COSTS, COSTS, 0, 0, (tried,), tried), stream)
+    assert "By traced passes, all cores busy would take about 4500.00 ms per batch." in stream.getvalue()
+    assert "4000.00" in stream.getvalue()
 
 
 def test_activations_are_counted_once() -> None:

@@ -139,8 +139,12 @@ def test_a_machine_computes_so_much_at_once() -> None:
     machine = Machine(speed=2.0, slots=2)
     assert [machine.start(0.0, 4.0) for _ in range(3)] == [(0.0, 2.0), (0.0, 2.0), (2.0, 2.0)]
     assert machine.start(3.0, 2.0) == (3.0, 1.0)
-    with pytest.raises(ValueError, match="speeds must be > 0"):
-        Machine(0.0)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
+def test_what_is_no_speed_is_refused(speed: float) -> None:
+    with pytest.raises(ValueError, match=rf"speeds must be > 0 and finite \(got {speed}\)"):
+        Machine(speed)
 
 
 # ---- the engine under it
@@ -322,6 +326,12 @@ def test_seconds_of_the_methods_are_as_derived_by_hand(tmp_path) -> None:
     assert in_step["train_s"] == pytest.approx(3 * (0.0151 + transfer / layers))
 
 
+def test_a_factor_does_not_multiply_what_ddp_waits_for(tmp_path) -> None:
+    """4 rounds of two: the slow rank takes three times 30.2 ms for each, and a third of a transfer is waited for."""
+    _, result = session_of("ddp", tmp_path / "ddp", train_samples=256, devices=2, speeds="1,0.5", delay="factor=3")
+    assert result["train_s"] == pytest.approx(4 * (3 * 0.0302 + 0.00045 / 3))
+
+
 def test_the_ranks_of_ddp_stay_equal_to_the_bit(tmp_path) -> None:
     session, _ = session_of("ddp", tmp_path / "ddp")
     models = [member.trainer._model for member in session.trainer._members]
@@ -364,6 +374,40 @@ def test_options_of_meetings_reach_virtual_time(method: str, options, tmp_path) 
         assert plain["history"] != result["history"]
 
 
+def rows_of(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_threads_of_a_fleet_are_told_by_rank_in_every_epoch(tmp_path) -> None:
+    """Epochs of 3 rounds: passes of 15.1 ms wait for those of 30.2 ms on the slow device, and all for the transfer."""
+    session_of("ddp", tmp_path / "ddp", epochs=2, speeds="1,1,0.5")
+    epochs = rows_of(tmp_path / "ddp" / "epochs.jsonl")
+    assert len(epochs) == 2
+    transfer = 0.00045 * 4 / 3 / 3  # of one layer: what the backward pass does not hide
+    for row in epochs:
+        assert [thread["name"] for thread in row["threads"]] == ["rank 0 loop", "rank 1 loop", "rank 2 loop"]
+        worked = [thread["worked_s"] for thread in row["threads"]]
+        waited = [thread["waited_s"] for thread in row["threads"]]
+        assert worked == pytest.approx([3 * 0.0151] * 2 + [3 * 0.0302], abs=2e-6)
+        assert waited == pytest.approx([3 * (0.0151 + transfer)] * 2 + [3 * transfer], abs=2e-6)
+        assert set(row["updates"].values()) == {9}
+
+
+def test_updates_and_staleness_of_a_fleet_are_those_of_all_its_replicas(tmp_path) -> None:
+    session, _ = session_of("async-lu", tmp_path / "fleet", epochs=2, ranks=2, devices=4, speeds="1,1,0.5")
+    steps = rows_of(tmp_path / "fleet" / "steps.jsonl")
+    for epoch, row in enumerate(rows_of(tmp_path / "fleet" / "epochs.jsonl")):
+        assert list(row["updates"].values()) == [9, 9, 9]
+        ages = [step["staleness"] for step in steps if step["epoch"] == epoch]
+        assert fmean(row["staleness_by_layer"].values()) == pytest.approx(fmean(ages), abs=1e-3)
+    statistics = session.trainer.statistics()
+    assert statistics.versions == (18, 18, 18)
+    assert statistics.mean_staleness > 0
+    assert statistics.mean_staleness == pytest.approx(fmean(step["staleness"] for step in steps), abs=1e-3)
+    each = [member.trainer.statistics() for member in session.trainer._members]
+    assert each[0].versions != each[1].versions  # the fast replica takes more batches
+
+
 def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
     rates = {}
     for method in ("ddp", "layup"):
@@ -375,11 +419,32 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "lanes"),
+    [
+        ({"method": "hogwild"}, 3),
+        ({"method": "hogwild", "devices": 1, "cores": 4}, 4),
+        ({"method": "hogwild", "devices": 1}, 2),  # one would be the plain loop
+        ({"method": "dc-asgd", "ranks": 3}, 3 * 2),
+        ({"method": "passm", "ranks": 3, "workers": 1}, 3),
+        ({"method": "lapsgd"}, 3),
+        ({"method": "lapsgd", "cores": 2}, 3 * 2),
+        ({"method": "async-lu"}, 3),
+        ({"method": "layup"}, 3),
+    ],
+)
+def test_workers_are_as_many_as_devices_compute_at_once(options, lanes: int) -> None:
+    session = SimulatedSession(SimulateConfig(task="digits", train_samples=320, **options))
+    assert session.trainer.statistics().lanes == lanes
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "ddp", "devices": 11}, "devices must be at most the batches of an epoch, 10"),
         ({"method": "layup", "wire": "bf16"}, "wire must be left out of a simulation"),
         ({"method": "ddp", "comm_hook": "fp16"}, "comm_hook must be left out of a simulation"),
+        ({"method": "sgd", "checkpoint_every": 5.0}, "checkpoint_every must be left out of a simulation"),
+        ({"method": "sgd", "warm_up_batches": 0}, "warm_up_batches must be left out of a simulation"),
         ({"method": "sgd", "device": "cuda"}, "device must be left out of a simulation"),
         ({"method": "sgd", "forward_threads": 2}, "forward_threads must not be given for method sgd"),
         ({"method": "ddp", "topology": "ring"}, "topology must not be given for method ddp"),
@@ -387,6 +452,7 @@ def test_a_slow_device_holds_up_ddp_and_not_layup(tmp_path) -> None:
         ({"method": "sgd", "ranks": 3}, "ranks must be 1 for method sgd"),
         ({"method": "ddp", "ranks": 2}, "devices must be a multiple of ranks"),
         ({"method": "sgd", "speeds": "fast"}, "speeds must be numbers"),
+        ({"method": "sgd", "speeds": "1,inf"}, "speeds must be > 0 and finite"),
         ({"method": "sgd", "speeds": "1,1,1,1"}, "speeds must be at most as many as the devices"),
         ({"method": "sgd", "costs": "none"}, "costs must be a readable file, or one of a100-resnet18, a100-resnet50"),
         ({"method": "sgd", "turn": "lockstep"}, "turn must be left out of a simulation"),

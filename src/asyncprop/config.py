@@ -116,6 +116,11 @@ class SimulateOptions(TrainOptions):
     """The options of a run in virtual time."""
 
     devices: Count = Field(3, description="Simulated devices. Methods of several ranks have a rank on each.")
+    ranks: Count | None = Field(
+        None,
+        description="Replicas that train together, and share out the devices. Default: one on each device for methods "
+        "of several ranks, else 1.",
+    )
     speeds: str | None = Field(
         None, description="Of the devices, separated by commas, relative to the costs'; the last counts for the rest."
     )

@@ -22,7 +22,9 @@ class Delay:
         worker: the worker of it whose own passes wait (of decoupled workers: the thread); None slows the machine: no
             pass of the rank begins while it waits, and waits add up.
         seconds: that each step takes longer, waited between its forward and its backward pass.
-        factor: by which passes take longer (2 doubles them), waited after each pass.
+        factor: by which passes take longer (2 doubles them), waited after each pass. Real ranks in step wait for each
+            other within their passes, and would wait so much longer for that, too: there it must slow one named rank
+            and no other be slowed, as that rank comes last and waits for nobody.
         every: only each so many-th step waits `seconds` (a pause now and then).
         distribution: `"constant"`, or `"exponential"` with mean `seconds`.
         seed: fixes the drawn seconds, by rank and step.

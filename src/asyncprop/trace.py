@@ -19,7 +19,8 @@ class Step:
 
     `index` counts the batches in the order in which the trainer took them, from 0. `staleness` has an entry for each
     layer, in `Statistics.layers` order; -1 marks a layer that this pass did not update; it is empty with telemetry off.
-    Times are seconds: `forward_s` and `backward_s` of the passes themselves, `waited_s` between the two.
+    Times are seconds: `forward_s` and `backward_s` of the passes themselves, `waited_s` between the two, and in virtual
+    time for other ranks. (Real loops in step wait for these inside their passes, where nothing tells it from work.)
     `queue_depth` is the number of passes that waited for a backward thread when this one was handed over.
     """
 

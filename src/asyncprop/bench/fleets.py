@@ -82,20 +82,22 @@ def bench_fleets(devices: str | None, methods: str | None, file: Path | None, me
         messages: where progress is told.
 
     Raises:
-        ValueError: if a number or a method is none.
+        ValueError: if a number or a method is none, there are more devices than batches for ranks in step, or the file
+            keeps runs of another task or straggler.
     """
     counts = _numbers(devices) if devices else DEVICES
     names = (methods or METHOD_NAMES).split(",")
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(f"methods must be some of {', '.join(METHODS)} (got {unknown[0]})")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {"runs": []}
+    _refuse_more_devices_than_batches(max(counts), names)
+    found = _kept(file)
     torch.set_num_threads(1)
     for point in _points(counts, names, found["runs"]):
         if _of(found["runs"], point) is None:
             row = {**asdict(point), **_run(point)}
             print(_told(row), file=messages, flush=True)
             found["runs"].append(row)
-            found |= {"task": TASK, "straggler_s": STRAGGLER_S, "environment": environment()}
+            found |= {**_setting(), "environment": environment()}
             if file:
                 write_json(file, found)
     return found
@@ -105,6 +107,35 @@ def best_of(runs: list[dict[str, Any]], method: str, devices: int) -> dict[str, 
     """Return a method's best run without a straggler: the first to the target, or else the most accurate."""
     ours = [run for run in runs if (run["method"], run["devices"], run["straggler"]) == (method, devices, False)]
     return min(ours, key=lambda run: (_seconds(run), -run["best_metric"]), default=None)
+
+
+def _setting() -> dict[str, Any]:
+    return {"task": TASK, "straggler_s": STRAGGLER_S}
+
+
+def _kept(file: Path | None) -> dict[str, Any]:
+    """Return what a file keeps of earlier calls; no runs, if it is new."""
+    if file is None or not file.is_file():
+        return {"runs": []}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        wrong = [name for name, value in _setting().items() if found[name] != value]
+        found["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"json must be a new file, or one that bench fleets has written ({file}: {error})") from None
+    if wrong:
+        raise ValueError(f"json must keep runs of the same fleets ({file} differs in {', '.join(wrong)}): take another")
+    return dict(found)
+
+
+def _refuse_more_devices_than_batches(most: int, methods: list[str]) -> None:
+    batches = TASK["train_samples"] // TASK["batch_size"]
+    in_step = [name for name in methods if METHODS[name].workers is None and METHODS[name].exchange]
+    if in_step and most > batches:
+        raise ValueError(
+            f"devices must be at most the batches of an epoch, {batches}, for method {in_step[0]}, whose ranks take "
+            f"one each in turn (got {most})"
+        )
 
 
 def _points(devices: tuple[int, ...], methods: list[str], runs: list[dict[str, Any]]) -> Iterator[Point]:

@@ -145,8 +145,11 @@ def fleets(
     """
     from asyncprop.bench.fleet_tables import fleets_markdown, plot_fleets, print_fleets
     from asyncprop.bench.fleets import bench_fleets
+    from asyncprop.report.figures import check_picture
 
     check_writable(plot)
+    if plot:
+        check_picture(plot)
 
     def show(figures: Figures, stream: TextIO) -> None:
         print_fleets(figures, stream)

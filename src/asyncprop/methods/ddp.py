@@ -100,6 +100,7 @@ class PostLocalSgdLoop(SequentialLoop):
             else:
                 tensor.data //= distributed.get_world_size()
 
-    def _step(self) -> None:
-        super()._step()
+    def _step(self) -> float:
+        met = super()._step()
         self._averager.average_parameters(self._optimizer.param_groups)
+        return met

@@ -64,8 +64,9 @@ class DecentLoop(SequentialLoop):
     def _begin(self) -> None:
         """Leave gradients alone: the wrapper's first step happens at the beginning of its second."""
 
-    def _step(self) -> None:
+    def _step(self) -> float:
         """Do nothing: the wrapper has stepped in its hooks."""
+        return 0.0
 
 
 class BucketOptimizer:

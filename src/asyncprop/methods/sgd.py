@@ -104,7 +104,7 @@ class SequentialLoop:
             raise NonFiniteError(f"the loss of batch {self._batches} is {value}: lower the learning rate")
         for loss in losses:
             loss.backward(retain_graph=loss is not losses[-1])
-        self._step()
+        met = self._step()
         end = self._clock.now()
         if self._recorder:
             self._recorder.add("forward", start, between, 0, self._batches)
@@ -114,17 +114,19 @@ class SequentialLoop:
             loss=value,
             batch_size=batch_size(batch),
             forward_s=between - start,
-            backward_s=end - between - waited,
-            waited_s=waited,
+            backward_s=end - between - waited - met,
+            waited_s=waited + met,
         )
         self._delays.after_backward(0, step.backward_s)
         self._batches += 1
         self._samples += step.batch_size
-        self._worked_s += end - start - waited
+        self._worked_s += end - start - waited - met
         return step
 
     def _begin(self) -> None:
         self._optimizer.zero_grad()
 
-    def _step(self) -> None:
+    def _step(self) -> float:
+        """Step, and return the seconds of it that were waits for other ranks, where these can be told from work."""
         self._optimizer.step()
+        return 0.0

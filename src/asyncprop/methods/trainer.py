@@ -150,6 +150,7 @@ def _open_loop(
     waits = Delays(delays, current_rank())
     if extent.ranks == 1:
         return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
+    _refuse_factors_of_waits(delays, row)
     if row.exchange == "gradients in step":
         return DdpLoop(model, optimizer, loss_fn, delays=waits, trace=trace, comm_hook=options.comm_hook or "none")
     if row.exchange == "buckets in step":
@@ -160,6 +161,17 @@ def _open_loop(
         model, optimizer, loss_fn, delays=waits, trace=trace, period=options.period or 8,
         warm_up_batches=extent.batches(options.prepass_epochs or 0),
     )  # fmt: skip
+
+
+def _refuse_factors_of_waits(delays: tuple[Delay, ...], row: Method) -> None:
+    """Refuse a factor that would multiply waits for other ranks, which are part of what passes take (see `Delay`)."""
+    ranks = {delay.rank for delay in delays}
+    factor = max((delay.factor for delay in delays), default=1.0)
+    if factor > 1 and (None in ranks or len(ranks) > 1):
+        raise ValueError(
+            f"delay: factor must slow one named rank, and no other be slowed, for method {row.name}, whose ranks wait "
+            f"for each other within passes (got factor={factor:g}): name it, as in rank=1,factor=3, or give seconds"
+        )
 
 
 def _workers(options: Options, default: Decoupled | Coupled) -> Decoupled | Coupled:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before hours of work, a picture that could not be drawn after them.
+
+    Raises:
+        ValueError: if the suffix is of no picture, or matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'")
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
 
 
 def new_figure(path: Path) -> tuple[Any, Any]:
@@ -12,12 +25,9 @@ def new_figure(path: Path) -> tuple[Any, Any]:
     Raises:
         ValueError: if the suffix is of no picture, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plot needs matplotlib: pip install 'asyncprop[report]'") from None
-    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise ValueError(f"plot must be a .svg, .png or .pdf file (got {path})")
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     return figure, figure.add_subplot()
 

@@ -61,7 +61,8 @@ def print_plan(found: Plan, stream: TextIO) -> None:
         )  # fmt: skip
     console.print(table)
     whole = sum(found.costs.forward_s) * (1 + found.costs.backward_forward_ratio)
-    console.print(f"No choice, and no DDP, can do better than all cores busy: {1e3 * whole / cores:.2f} ms per batch.")
+    busy = f"{1e3 * whole / cores:.2f} ms per batch"
+    console.print(f"By traced passes, all cores busy would take about {busy}.")
     console.print(f"Advice: {found.advice.label}.{_why(found)}")
 
 

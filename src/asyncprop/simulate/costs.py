@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("forward_s", "backward_s", "update_s", "transfer_s")
+PASSES = ("forward_s", "backward_s")
+KINDS = (*PASSES, "update_s", "transfer_s")
 HERE = Path(__file__).parent
 
 
@@ -60,7 +61,7 @@ class Costs:
         """Return the costs of a model with these layers.
 
         Raises:
-            ValueError: if the file gives costs by layer, of other layers.
+            ValueError: if the file gives costs by layer, of other layers, or passes that take no time.
         """
         if not self.layers:
             spread = {kind: (self.whole[kind] / len(layers),) * len(layers) for kind in KINDS}
@@ -68,6 +69,9 @@ class Costs:
         if missing := [name for name in layers if name not in self.layers]:
             raise ValueError(f"costs must be of this model ({self.name} has none for its layer {missing[0]!r})")
         by_layer = {kind: tuple(self.layers[name][kind] for name in layers) for kind in KINDS}
+        for kind in PASSES:
+            if not sum(by_layer[kind]):
+                raise ValueError(f"costs: {kind} must be > 0 of one layer at least ({self.name} has 0 of all)")
         return LayerCosts(**by_layer, variation=self.variation)
 
 
@@ -138,8 +142,8 @@ def shipped() -> list[str]:
 def _check(where: str, given: Any, *, whole: bool) -> None:
     for kind in KINDS:
         value = given.get(kind, 0.0) if isinstance(given, dict) else None
-        positive = whole and kind in ("forward_s", "backward_s")
-        if not isinstance(value, int | float) or value < 0 or (positive and not value):
+        positive = whole and kind in PASSES
+        if not isinstance(value, int | float) or not 0 <= value < math.inf or (positive and not value):
             rule = "> 0" if positive else ">= 0"
             raise ValueError(f"costs: {kind} must be a number {rule} ({where} has {value!r})")
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -84,8 +85,9 @@ class Fleet:
         self._meeting.settle()
 
     def statistics(self) -> Statistics:
-        """Return what the members have done together; per layer, the first one's."""
+        """Return what the members have done together: staleness is weighted by updates, threads are named by rank."""
         each = [member.trainer.statistics() for member in self._members]
+        versions, staleness = _by_layer(each)
         return replace(
             each[0],
             batches=sum(one.batches for one in each),
@@ -93,7 +95,15 @@ class Fleet:
             skipped=sum(one.skipped for one in each),
             in_flight=sum(one.in_flight for one in each),
             lanes=sum(one.lanes for one in each),
-            threads=tuple(thread for one in each for thread in one.threads),
+            versions=versions,
+            staleness=staleness,
+            mean_queue_depth=fmean(one.mean_queue_depth for one in each),
+            max_queue_depth=max(one.max_queue_depth for one in each),
+            threads=tuple(
+                replace(thread, name=f"rank {rank} {thread.name}")
+                for rank, one in enumerate(each)
+                for thread in one.threads
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +151,14 @@ class Fleet:
         for member in self._members[1:]:
             for own, first in zip(member.optimizer.param_groups, self._members[0].optimizer.param_groups, strict=True):
                 own.update({name: value for name, value in first.items() if name != "params"})
+
+
+def _by_layer(each: list[Statistics]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return, by layer, the updates of all members, and their mean staleness."""
+    versions = tuple(sum(counts) for counts in zip(*(one.versions for one in each), strict=True))
+    weighted = ([mean * count for mean, count in zip(one.staleness, one.versions, strict=True)] for one in each)
+    ages = (sum(ages) for ages in zip(*weighted, strict=True))
+    return versions, tuple(age / count if count else 0.0 for age, count in zip(ages, versions, strict=True))
 
 
 def _rounds(batches: Iterator[Any], count: int) -> list[Iterator[Any]]:

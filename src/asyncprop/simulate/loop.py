@@ -18,7 +18,7 @@ from asyncprop.simulate.virtual_time import VirtualTime
 
 
 class VirtualLoop(SequentialLoop):
-    """Forward, backward, step, each taking what its layers cost.
+    """Forward, backward, step, each taking what its layers cost. What else passes in a step is waited for other ranks.
 
     Args:
         model, optimizer, loss_fn, delays, trace: as for the plain loop.
@@ -51,6 +51,7 @@ class VirtualLoop(SequentialLoop):
         super().__init__(model, optimizer, timed_loss, delays=delays, trace=trace, clock=time)
         self._time, self._speed, self._meeting = time, speed, meeting
         self._never, self._draws = threading.Event(), Draws(costs.variation, seed)
+        self._computed_s = 0.0
         meeting.loops.append(self)
 
     @property
@@ -65,11 +66,15 @@ class VirtualLoop(SequentialLoop):
 
     def compute(self, cost_s: float) -> None:
         """Let pass what this cost takes on the loop's device."""
-        self._time.sleep(cost_s * self._draws.of(self._batches) / self._speed, self._never)
+        takes = cost_s * self._draws.of(self._batches) / self._speed
+        self._computed_s += takes
+        self._time.sleep(takes, self._never)
 
     def update(self) -> None:
         """Step the optimizer, by the gradients that the model has. It takes no time."""
         super()._step()
 
-    def _step(self) -> None:
+    def _step(self) -> float:
+        start, computed = self._time.now(), self._computed_s
         self._meeting.step(self)
+        return max(0.0, self._time.now() - start - (self._computed_s - computed))

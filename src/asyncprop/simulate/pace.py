@@ -7,6 +7,7 @@ when it starts.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -31,8 +32,8 @@ class Machine:
     """
 
     def __init__(self, speed: float = 1.0, slots: int = 1) -> None:
-        if speed <= 0:
-            raise ValueError(f"speeds must be > 0 (got {speed})")
+        if not 0 < speed < math.inf:
+            raise ValueError(f"speeds must be > 0 and finite (got {speed})")
         self.speed, self.slots = speed, slots
         self._free_at = [0.0] * slots
 

@@ -92,7 +92,9 @@ def plan(
     measured = _Measured(model, optimizer, loss_fn, batches, update, passes, cores or available_cores())
     choices = [measured.choice(workers) for workers in candidates(measured.cores)]
     choices += [measured.loop(threads) for threads in sorted({1, measured.cores})]
-    choices = sorted(measured.tried(choices), key=lambda one: one.seconds_per_batch)
+    finalists = finalists_of(choices, measured.cores)
+    others = [choice for choice in choices if choice not in finalists]
+    choices = sorted(others + measured.timed(finalists), key=lambda one: one.seconds_per_batch)
     layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer), update.layers))
     return Plan(
         layers,
@@ -116,15 +118,15 @@ def plan_decoupled(
     """Return the best forward and backward threads: a plan that considers nothing else, for `Decoupled("auto")`."""
     measured = _Measured(model, optimizer, loss_fn, batches, update, passes, available_cores())
     choices = [measured.choice(workers) for workers in candidates(measured.cores) if isinstance(workers, Decoupled)]
-    chosen = _best_of(measured.tried(choices), (Decoupled,)).workers
+    finalists = finalists_of(choices, measured.cores)
+    chosen = best(measured.timed(finalists) if len(finalists) > 1 else finalists).workers
     assert isinstance(chosen, Decoupled)
     return chosen
 
 
 def _best_of(choices: Sequence[Choice], kinds: tuple[type, ...]) -> Choice:
-    """Return the best of the choices of some kinds that were tried, or if none was, of those that were predicted."""
-    fitting = [choice for choice in choices if isinstance(choice.workers, kinds)]
-    return best([choice for choice in fitting if choice.measured] or fitting)
+    """Return the best of the choices of some kinds that were tried."""
+    return best([choice for choice in choices if choice.measured and isinstance(choice.workers, kinds)])
 
 
 class _Measured:
@@ -176,17 +178,13 @@ class _Measured:
         bytes_ = self.activations_bytes + self.gradients_bytes
         return Choice(None, seconds, 0.0, "one pass at a time", bytes_, intraop_threads)
 
-    def tried(self, choices: list[Choice]) -> list[Choice]:
-        """Return the choices with measured times where the best may be among them."""
-        finalists = finalists_of(choices, self.cores)
-        if len(finalists) == 1:
-            return choices
+    def timed(self, finalists: list[Choice]) -> list[Choice]:
+        """Return these choices with measured times."""
         seconds = time_choices(
             self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes
         )
-        others = [choice for choice in choices if choice not in finalists]
         pairs = zip(finalists, seconds, strict=True)
-        return others + [replace(choice, seconds_per_batch=took, measured=True) for choice, took in pairs]
+        return [replace(choice, seconds_per_batch=took, measured=True) for choice, took in pairs]
 
 
 def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:

@@ -31,7 +31,7 @@ from asyncprop.simulate.loop import VirtualLoop
 from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
 
-NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook")
+NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook", "checkpoint_every", "warm_up_batches")
 
 
 class SimulatedSession(Session):
@@ -137,7 +137,7 @@ class _Trainers:
                 model, optimizer, session.loss, time=time, costs=self._costs, speed=machines[0].speed,
                 delays=Delays(delays, 0, clock=time), trace=trace, meeting=self._in_step, seed=_seed(config, rank),
             )  # fmt: skip
-        options, workers = _with_workers(session.simulated, self._row, self._costs, machines, self._ranks)
+        options, workers = _with_workers(session.simulated, self._row, self._costs, machines)
         return open_trainer(
             options,
             config.method,
@@ -182,7 +182,7 @@ class _Trainers:
 
 def _refuse_what_is_not_modelled(config: SimulateConfig) -> None:
     for name in NOT_MODELLED:
-        if getattr(config, name) is not None:
+        if getattr(config, name) != SimulateConfig.model_fields[name].default:
             raise ValueError(f"{name} must be left out of a simulation, which does not model it: see docs/simulate.md")
     if config.device != "cpu":
         raise ValueError(f"device must be left out of a simulation, which has devices of its own (got {config.device})")
@@ -214,16 +214,17 @@ def _ranks(config: SimulateConfig, row: Method) -> int:
 
 
 def _with_workers(
-    config: SimulateConfig, row: Method, costs: LayerCosts, machines: Sequence[Machine], ranks: int
+    config: SimulateConfig, row: Method, costs: LayerCosts, machines: Sequence[Machine]
 ) -> tuple[SimulateConfig, int]:
     """Let there be as many workers as the rank's machines compute at once, unless told otherwise; return their number.
 
-    Of forward and backward threads: in the proportion of what the passes cost.
+    Of forward and backward threads: in the proportion of what the passes cost. Of coupled workers, if the machines
+    compute one operation at a time: the method's own number, as Hogwild by one worker would be the plain loop.
     """
     slots = sum(machine.slots for machine in machines)
     given: dict[str, int] = {}
     if isinstance(row.workers, Coupled):
-        workers = config.workers or (slots if ranks == 1 or slots > 1 else row.workers.workers)
+        workers = config.workers or (slots if slots > 1 else row.workers.workers)
         given["workers"] = workers
     else:
         assert isinstance(row.workers, Decoupled)
