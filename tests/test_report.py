@@ -187,6 +187,14 @@ def test_charts_take_their_colours_from_the_page() -> None:
         assert "var(" not in alone
 
 
+def test_long_labels_of_bars_are_folded_at_their_colons() -> None:
+    long = "async-lu:backward-threads=7:lanes=8:compensation=attenuation"
+    svg = bars([long, "sgd"], {"g": [1.0, 2.0]}, x="s", name="n", description="d")
+    assert ">async-lu:backward-threads=7:lanes=8:</text>" in svg
+    assert ">compensation=attenuation</text>" in svg
+    assert ">sgd</text>" in svg
+
+
 def test_curves_of_one_label_share_colour_and_entry() -> None:
     svg = curves([Curve("same", [1], [1]), Curve("same", [1], [2])], x="x", y="y", name="n", description="d")
     assert svg.count(">same</text>") == 1
