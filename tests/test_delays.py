@@ -57,6 +57,10 @@ def test_files_that_cannot_be_set_side_by_side(tmp_path: Path) -> None:
         read_comparisons([tmp_path / "other.json"])
     with pytest.raises(ValueError, match="these differ in epochs"):
         read_comparisons(write(tmp_path, comparison(None, {"a": 1.0}), comparison(None, {"a": 1.0}, epochs=3)))
+    older = comparison(None, {"a": 1.0})
+    del older["rows"][0]["crosses_target_s_mean"]
+    with pytest.raises(ValueError, match=r"must tell when .* \(.*0\.json is older, .* its --out, which keeps finished"):
+        read_comparisons(write(tmp_path, older))
     with pytest.raises(ValueError, match=r"one delay each, in seconds \(got rank=1,factor=3\)"):
         delay_rows([comparison("rank=1,factor=3", {"a": 1.0})])
 
