@@ -69,5 +69,10 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     found = delay_rows([comparison(f"seconds={s}", {"ddp": 1.0 + s, "async-lu": 1.0}) for s in (0, 1)])
     plot_delays(found, tmp_path / "curve.svg")
     assert "async-lu" in (tmp_path / "curve.svg").read_text()
+    found = delay_rows([comparison("seconds=0", {"ddp": 1.0, "async-lu": 1.0}),
+                        comparison("seconds=2", {"ddp": None, "async-lu": 1.0})])  # fmt: skip
+    plot_delays(found, tmp_path / "missed.svg")
+    assert "ddp, not by every run at 2 s" in (tmp_path / "missed.svg").read_text()
+    assert "async-lu, not" not in (tmp_path / "missed.svg").read_text()
     with pytest.raises(ValueError, match=r"plot must be a .svg"):
         plot_delays(found, tmp_path / "curve.txt")

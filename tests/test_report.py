@@ -87,6 +87,24 @@ def test_who_cannot_see_the_figures_is_told_what_they_say(html: str) -> None:
     assert "Not reached by async-bu." in html
 
 
+def test_a_method_that_reached_the_target_in_some_runs_says_so_and_is_not_the_fastest(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path / "c", {"sgd": (0.5, 0.8), "async-lu": (0.75, 0.8)}) / "comparison.json"
+    content = json.loads(file.read_text())
+    content["rows"][1]["reached"] = 1
+    file.write_text(json.dumps(content))
+    figure = overview([file], "x").sections[0].blocks[2]
+    assert isinstance(figure, FigureBlock)
+    assert ">async-lu (1 of 2)</text>" in figure.svg
+    assert ">sgd</text>" in figure.svg
+    assert "mean ± deviation of the runs that reached it." in figure.caption
+    assert figure.description.endswith("sgd is the fastest of those that reached it in every run, with 4.0 s.")
+    content["rows"][0]["reached"] = 1
+    file.write_text(json.dumps(content))
+    figure = overview([file], "x").sections[0].blocks[2]
+    assert isinstance(figure, FigureBlock)
+    assert figure.description.endswith("No method reached it in every run.")
+
+
 def test_the_numbers_are_the_files(html: str) -> None:
     assert "0.8000 ± 0.0000" in html
     assert "not reached (0 of 2)" in html

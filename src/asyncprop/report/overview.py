@@ -137,18 +137,35 @@ def _learning(runs: list[RunFiles], command: str, name: str, target: float | Non
 
 
 def _time_to_target(content: Row, rows: list[Row], command: str, name: str) -> FigureBlock:
-    labels = [str(row["method"]) for row in rows]
-    times = [row["time_to_target_s_mean"] for row in rows]
-    fastest = labels[times.index(min(times))]
+    """Return the bars of what was reached; where not every run did, the label says how many."""
+    whole = [row for row in rows if row["reached"] == row["n"]]
+    labels = [f"{row['method']}{'' if row in whole else _share(row)}" for row in rows]
     left_out = [str(row["method"]) for row in content["rows"] if row not in rows]
     missing = f" Not reached by {', '.join(left_out)}." if left_out else ""
-    caption = f"Seconds of training to test {content['metric']} {content['target']:.4g}, mean ± deviation.{missing}"
-    description = f"{caption} {fastest} is the fastest, with {min(times):.1f} s."
+    partly = " of the runs that reached it" if len(whole) < len(rows) else ""
+    caption = (
+        f"Seconds of training to test {content['metric']} {content['target']:.4g}, mean ± deviation{partly}.{missing}"
+    )
+    description = f"{caption} {_fastest(whole, is_choice=len(whole) < len(rows))}"
     svg = bars(
-        labels, {"time to target": times}, x="seconds of training", name=f"{name}-time-to-target",
-        description=description, errors={"time to target": [row["time_to_target_s_std"] for row in rows]},
+        labels, {"time to target": [row["time_to_target_s_mean"] for row in rows]}, x="seconds of training",
+        name=f"{name}-time-to-target", description=description,
+        errors={"time to target": [row["time_to_target_s_std"] for row in rows]},
     )  # fmt: skip
     return FigureBlock(f"{name}-time-to-target", caption, description, svg, command)
+
+
+def _share(row: Row) -> str:
+    return f" ({row['reached']} of {row['n']})"
+
+
+def _fastest(whole: list[Row], *, is_choice: bool) -> str:
+    """Say which is the fastest of the methods all of whose runs reached the target."""
+    if not whole:
+        return "No method reached it in every run."
+    fastest = min(whole, key=lambda row: float(row["time_to_target_s_mean"]))
+    among = " of those that reached it in every run" if is_choice else ""
+    return f"{fastest['method']} is the fastest{among}, with {fastest['time_to_target_s_mean']:.1f} s."
 
 
 def _bar_block(
