@@ -257,6 +257,9 @@ def test_an_exhibit_is_made_once_and_then_kept(tmp_path: Path, monkeypatch: pyte
     html = render_html(page)
     assert "Table 6, Sec. 4.2: IMDb, LSTM." in html
     assert "asyncprop compare digits --" in html
+    file = tmp_path / "runs" / "digits" / "async-lu_seed-0" / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "commit": "earlier"}))
+    assert "commit earlier." in reproduce([EXHIBITS["table6"]], request, StringIO()).lead  # of the run that was kept
     with pytest.raises(ValueError, match="differs in epochs"):
         reproduce([EXHIBITS["table6"]], Request(get_scale("small"), "small", tmp_path), StringIO())
     assert json.loads((tmp_path / "runs" / "digits" / "comparison.json").read_text())["target_is"] == "worst-best"
