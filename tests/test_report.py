@@ -197,6 +197,7 @@ def test_charts_take_their_colours_from_the_page() -> None:
     }  # fmt: skip
     for kind, svg in made.items():
         ET.fromstring(svg)
+        assert svg.count("<title") == 1, kind
         assert "var(--text)" in svg, kind
         assert "#0a0b" not in svg, kind
         assert set(re.findall(r"var\(--([a-z0-9-]+)\)", svg)) <= set(PLAIN), kind

@@ -166,7 +166,7 @@ def _drawing(
 def _to_page(svg: str) -> str:
     """Strip what is for files of their own, and let the page have the colours and the size."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|title)>.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
@@ -178,7 +178,6 @@ def labelled(svg: str, name: str, description: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
-    svg = re.sub(r"<title>.*?</title>", "", svg)
     words = f'<title id="{name}-title">{escape(name.replace("-", " "))}</title><desc id="{name}-desc">' \
             f"{escape(description)}</desc>"  # fmt: skip
     return re.sub(
