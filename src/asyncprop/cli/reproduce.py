@@ -37,7 +37,7 @@ def reproduce(
         out: Folder of runs and results; given again, what is finished is kept. Default: reproduce/ and the scale.
         quiet: Print the names of the files only.
     """
-    from asyncprop.exhibits import choose
+    from asyncprop.exhibits import choose, name_of
     from asyncprop.exhibits.scales import get_scale
 
     chosen, size = choose(exhibits), get_scale(scale)
@@ -54,7 +54,7 @@ def reproduce(
         page = make(chosen, request, sys.stderr, quiet=quiet)
     except (RunFailedError, RuntimeError) as error:
         return complain(str(error), FAILED)
-    name = "all" if len(chosen) > 4 else "-".join(exhibit.name for exhibit in chosen)
+    name = name_of(chosen)
     _write(page, out, name)
     print(out / f"{name}.md", out / f"{name}.html", sep="\n")
     return 0
