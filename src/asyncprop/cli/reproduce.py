@@ -28,8 +28,7 @@ def reproduce(
 
     Args:
         exhibits: table1 to table10, figure1 to figure8, or all.
-        scale: tiny (shows that it works), small (at most 40 minutes for all on 2 cores), medium, or full (the paper's
-            protocol).
+        scale: tiny (shows that it works), small (for two cores), medium, or full (the paper's protocol).
         data_dir: Folder that holds cifar10, cifar100, imagenet and imdb, or some of them. What is not there is replaced
             by a stand-in, which headings name.
         seeds: Runs of each method. Default: the scale's.
