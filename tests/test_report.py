@@ -173,6 +173,23 @@ def test_headings_tell_a_comparisons_runs_from_others(tmp_path: Path) -> None:
     assert page.lead == "1 comparison and 3 runs, from their files alone."
 
 
+def test_runs_are_counted_by_machine_and_comparisons_apart(tmp_path: Path) -> None:
+    compared = write_comparison(tmp_path / "c", {"sgd": (0.5, 0.8)})
+    other = write_run(tmp_path / "a")
+    environment = json.loads((other / "environment.json").read_text())
+    (other / "environment.json").write_text(json.dumps({**environment, "commit": "def"}))
+    table = overview([compared, other], "x").sections[-1].blocks[0]
+    assert isinstance(table, TableBlock)
+    assert table.columns[-2:] == ["comparisons", "runs"]
+    assert [(row[3], *row[-2:]) for row in table.rows] == [("abc", "1", "2"), ("def", "0", "1")]
+    content = json.loads((compared / "comparison.json").read_text())
+    content["environments"] = [{**environment, "commit": commit} for commit in ("abc", "def")]
+    (compared / "comparison.json").write_text(json.dumps(content))
+    table = overview([compared / "comparison.json"], "x").sections[-1].blocks[0]
+    assert isinstance(table, TableBlock)
+    assert [(row[3], *row[-2:]) for row in table.rows] == [("abc", "1", "0"), ("def", "1", "0")]
+
+
 def test_nothing_given_and_a_damaged_run() -> None:
     with pytest.raises(ValueError, match="runs must be given"):
         overview([], "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,14 +263,7 @@ def _thread_times(run: RunFiles) -> dict[str, tuple[float, float]]:
 
 def _provenance(comparisons: list[Comparison], runs: list[RunFiles], command: str) -> Section:
     """Return where everything comes from: machines and versions, commands, options."""
-    machines: dict[tuple[str, ...], int] = {}
-    keys = ("asyncprop", "torch", "python", "commit", "cores", "processor", "system")
-    for made in [*(c.content["environment"] for c in comparisons), *(run.environment for run in runs)]:
-        machine = tuple(markdown_cell(made.get(key)) for key in keys)
-        machines[machine] = machines.get(machine, 0) + 1
-    blocks: list[Block] = [
-        TableBlock("Machines and versions", [*keys, "runs"], [[*m, str(count)] for m, count in machines.items()], 99)
-    ]
+    blocks: list[Block] = [_machines(comparisons, runs)]
     if runs:
         fixed = {key: value for key, value in runs[0].config.items()
                  if all(run.config.get(key) == value for run in runs)}  # fmt: skip
@@ -280,3 +274,19 @@ def _provenance(comparisons: list[Comparison], runs: list[RunFiles], command: st
         blocks.append(TableBlock("The command of every run", ["run", "command", "started"], commands, 99))
     blocks += [TextBlock("This page is made by:"), TextBlock(command, is_code=True)]
     return Section("Where this comes from", blocks)
+
+
+def _machines(comparisons: list[Comparison], runs: list[RunFiles]) -> TableBlock:
+    """Return each machine with its versions, and how many comparisons and runs are of it."""
+    keys = ("asyncprop", "torch", "python", "commit", "cores", "processor", "system")
+    contents = [comparison.content for comparison in comparisons]
+    made = [
+        ("comparison", one) for content in contents for one in content.get("environments", [content["environment"]])
+    ]
+    made += [("run", run.environment) for run in runs]
+    found: dict[tuple[str, ...], Counter[str]] = {}
+    for what, environment in made:
+        machine = tuple(markdown_cell(environment.get(key)) for key in keys)
+        found.setdefault(machine, Counter())[what] += 1
+    rows = [[*machine, str(counts["comparison"]), str(counts["run"])] for machine, counts in found.items()]
+    return TableBlock("Machines and versions", [*keys, "comparisons", "runs"], rows, len(keys))
