@@ -283,6 +283,28 @@ def test_a_browser_shows_it_without_an_error_and_sorts_its_tables(html: str, tmp
 
 
 @browser
+def test_what_has_no_number_comes_last_both_ways(tmp_path: Path) -> None:
+    cells = ["2.0", "–", "10.0 ± 1.0", "not reached (0 of 3)", "3.0"]
+    table = TableBlock("A table", ["place", "time"], [[str(place), cell] for place, cell in enumerate(cells)])
+    script = """
+      const document = this.document, places = () => [...document.querySelector("tbody").rows].map(
+        row => Number(row.cells[0].textContent));
+      const [place, time] = document.querySelectorAll("thead button");
+      time.click(); const up = places();
+      time.click(); const down = places();
+      place.click(); place.click();
+      return {up, down, last: places()};
+    """
+    answer = ask_page(render_html(Page("Title", "Lead.", [Section("Part", [table])])), script, tmp_path)
+    assert answer["errors"] == []
+    value = answer["value"]
+    assert value["up"][:3] == [0, 4, 2]
+    assert value["down"][:3] == [2, 4, 0]
+    assert set(value["up"][3:]) == set(value["down"][3:]) == {1, 3}
+    assert value["last"] == [4, 3, 2, 1, 0]
+
+
+@browser
 def test_a_phone_in_the_dark(html: str, tmp_path: Path) -> None:
     script = """
       const root = this.document.documentElement;
