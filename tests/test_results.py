@@ -1,4 +1,4 @@
-"""Results: every comparison that is kept can be shown, whichever version wrote it."""
+"""Results: what is kept can be shown, whichever version wrote it."""
 
 import io
 import json
@@ -10,6 +10,7 @@ import pytest
 from asyncprop.cli import main
 from asyncprop.report.overview import overview
 from asyncprop.report.page import TableBlock, render_html
+from asyncprop.report.plans import plans_markdown
 from asyncprop.report.tables import COMPARISON, comparison_markdown, print_comparison
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,12 @@ def test_every_comparison_has_its_table(file: Path) -> None:
     print_comparison(content, said)
     assert content["task"] in said.getvalue()
     assert comparison_markdown(content).count("\n| ") == len(content["rows"]) + 2
+
+
+def test_the_tables_of_plans_are_those_of_their_figures() -> None:
+    for file in (ROOT / "results").glob("plan_*.json"):
+        figures = json.loads(file.read_text(encoding="utf-8"))
+        assert plans_markdown(figures) == file.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_older_comparisons_are_refused_in_one_line_where_the_crossing_is_what_counts(
