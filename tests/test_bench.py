@@ -229,6 +229,8 @@ def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp
     assert {"SGD, 1 intra-op thread", row["advised"], row["best"]} <= set(labels)
     assert all(len(choice["rounds_s"]) == 2 for choice in row["choices"])
     assert row["best_s"] == min(choice["measured_s"] for choice in row["choices"])
+    assert all(choice["planned_s"] > 0 for choice in row["choices"])
+    assert any(choice["tried"] for choice in row["choices"])
     earlier = tmp_path / "plan.json"
     earlier.write_text(json.dumps({"rows": [{"name": "other"}, {"name": "small"}]}))
     assert plan.merge(made, earlier)["rows"] == [row, {"name": "other"}]
@@ -240,13 +242,22 @@ def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
-    choices = [Choice(Coupled(2, 1), 1.0, 0.5, "", 0), Choice(None, 2.0, 0.0, "", 0)]
+    choices = [Choice(Coupled(2, 1), 1.0, 0.5, "", 0), Choice(None, 2.0, 0.0, "", 0, measured=True)]
     costs = LayerCosts((), (), (), ())
     made = plan.figures(
         SMALL, Plan((), costs, costs, 0, 0, tuple(choices), choices[1]), [[1.0, 2.0, 9.0], [2.0, 3.0, 9.0]]
     )
     assert (made["best"], made["best_s"], made["advised_s"]) == ("2 coupled workers", 2.0, 3.0)
     assert made["ratio"] == 1.5  # the median of 2, 1.5 and 1
+    assert made["planned_s"] == 2.0
+    assert [(choice["planned_s"], choice["tried"]) for choice in made["choices"]] == [(1.0, False), (2.0, True)]
+    stream = io.StringIO()
+    print_plans({"rows": [made]}, stream)
+    assert "planned: what the plan says: tried where it was tried, else predicted" in stream.getvalue()
+    text = plans_markdown({"rows": [{**made, "environment": dict.fromkeys(
+        ("command", "commit", "torch", "python", "cores", "processor", "started"), "x")}]})  # fmt: skip
+    assert "| choice | planned (ms) | measured (ms) | planned / measured | staleness |" in text
+    assert "| 2 coupled workers | 1000.00 | 2000.00 | 0.500 | 0.50 |" in text
 
 
 def test_tracing_is_measured_against_free_running(monkeypatch: pytest.MonkeyPatch) -> None:

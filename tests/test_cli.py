@@ -111,12 +111,19 @@ def test_a_run_can_be_repeated_from_its_configuration(capsys: pytest.CaptureFixt
         (["--version"], ["0.1.0"]),
         (["train", "--help"], ["--backward-threads", "--resume"]),
         (["simulate", "--help"], ["Replicas", "--devices"]),
+        (["reproduce", "--help"], ["tiny", "small", "medium", "full"]),
     ],
 )
 def test_listings(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, *arguments)
     assert code == 0
     assert all(word in out for word in words)
+
+
+def test_help_promises_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """How long runs take is told where it was measured."""
+    _, out, _ = call(capsys, "reproduce", "--help")
+    assert not re.search(r"\d+ (minutes|hours)", out)
 
 
 def test_comparing_writes_what_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

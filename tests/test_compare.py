@@ -70,6 +70,24 @@ def test_a_comparison_is_made_once(tmp_path: Path) -> None:
     assert third["rows"][0]["best_accuracy_mean"] == made["rows"][0]["best_accuracy_mean"]
 
 
+def test_kept_runs_keep_where_they_come_from(tmp_path: Path) -> None:
+    options = {**SMALL, "epochs": 1, "seeds": 1, "target": "0.01"}
+    made = compare(CompareConfig(methods="sgd", **options), tmp_path / "out", io.StringIO())
+    now = made["environment"]["commit"]
+    assert [machine["commit"] for machine in made["environments"]] == [now]
+    file = tmp_path / "out" / "sgd_seed-0" / "environment.json"
+    earlier = {**json.loads(file.read_text()), "commit": "earlier", "started": "2001-01-01T00:00:00+0000"}
+    file.write_text(json.dumps(earlier))
+    kept = compare(CompareConfig(methods="sgd", **options), tmp_path / "out", io.StringIO())
+    assert (kept["environment"]["commit"], kept["environment"]["started"]) == ("earlier", earlier["started"])
+    assert kept["environment"]["command"] == made["environment"]["command"]  # that of the comparison, not of a run
+    more = compare(CompareConfig(methods="sgd,async-lu", **options), tmp_path / "out", io.StringIO())
+    assert more["environment"]["commit"] == f"earlier, {now}"
+    assert [machine["commit"] for machine in more["environments"]] == ["earlier", now]
+    assert f"commit earlier, {now}, torch" in comparison_markdown(more)
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["environments"] == more["environments"]
+
+
 def test_runs_end_at_the_target_where_that_is_all(tmp_path: Path) -> None:
     options = {**SMALL, "epochs": 4, "methods": "sgd", "seeds": 1, "stop_at_target": True}
     made = compare(CompareConfig(target="0.01", **options), tmp_path / "out", io.StringIO())

@@ -57,6 +57,10 @@ def test_files_that_cannot_be_set_side_by_side(tmp_path: Path) -> None:
         read_comparisons([tmp_path / "other.json"])
     with pytest.raises(ValueError, match="these differ in epochs"):
         read_comparisons(write(tmp_path, comparison(None, {"a": 1.0}), comparison(None, {"a": 1.0}, epochs=3)))
+    older = comparison(None, {"a": 1.0})
+    del older["rows"][0]["crosses_target_s_mean"]
+    with pytest.raises(ValueError, match=r"must tell when .* \(.*0\.json is older, .* its --out, which keeps finished"):
+        read_comparisons(write(tmp_path, older))
     with pytest.raises(ValueError, match=r"one delay each, in seconds \(got rank=1,factor=3\)"):
         delay_rows([comparison("rank=1,factor=3", {"a": 1.0})])
 
@@ -65,5 +69,10 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     found = delay_rows([comparison(f"seconds={s}", {"ddp": 1.0 + s, "async-lu": 1.0}) for s in (0, 1)])
     plot_delays(found, tmp_path / "curve.svg")
     assert "async-lu" in (tmp_path / "curve.svg").read_text()
+    found = delay_rows([comparison("seconds=0", {"ddp": 1.0, "async-lu": 1.0}),
+                        comparison("seconds=2", {"ddp": None, "async-lu": 1.0})])  # fmt: skip
+    plot_delays(found, tmp_path / "missed.svg")
+    assert "ddp, not by every run at 2 s" in (tmp_path / "missed.svg").read_text()
+    assert "async-lu, not" not in (tmp_path / "missed.svg").read_text()
     with pytest.raises(ValueError, match=r"plot must be a .svg"):
         plot_delays(found, tmp_path / "curve.txt")

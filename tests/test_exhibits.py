@@ -9,14 +9,14 @@ import pytest
 from asyncprop.bench.engine import Measured
 from asyncprop.cli import main
 from asyncprop.config import CompareConfig, TrainConfig, resolve
-from asyncprop.exhibits import DRAWN, EXHIBITS, STUDIES, choose
+from asyncprop.exhibits import DRAWN, EXHIBITS, STUDIES, choose, name_of
 from asyncprop.exhibits.reproduce import Request, reproduce
 from asyncprop.exhibits.scales import SCALES, get_scale
 from asyncprop.methods.compare import _plan, _variants
 from asyncprop.report import exhibits as show
 from asyncprop.report.exhibits import Found
 from asyncprop.report.files import read_paths
-from asyncprop.report.page import FigureBlock, TableBlock, render_html
+from asyncprop.report.page import FigureBlock, Page, TableBlock, render_html
 from asyncprop.report.published import published, spread
 from asyncprop.tasks import TASKS
 from pages import write_comparison
@@ -126,6 +126,37 @@ def test_wrong_input(arguments: list[str], message: str, tmp_path: Path, capsys,
 def test_exhibits_come_in_the_papers_order() -> None:
     assert [exhibit.name for exhibit in choose(("figure1", "table3", "table3"))] == ["table3", "figure1"]
     assert len(choose(("all",))) == 18
+
+
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        (("all",), "all"),
+        (tuple(EXHIBITS), "all"),
+        (("figure1", "table3"), "table3-figure1"),
+        (("table1", "table2", "table3", "table4"), "table1-table2-table3-table4"),
+        (("table1", "table2", "table3", "table4", "table5"), "table1-to-table5"),
+        (("table1", "table2", "table4", "table9", "table10", "figure1", "figure3"),
+         "table1-table2-table4-table9-to-figure1-figure3"),
+        (tuple(EXHIBITS)[:-1], "table1-to-figure7"),
+        (tuple(EXHIBITS)[::2], "table1-table3-table5-table7-table9-figure1-figure3-figure5-figure7"),
+    ],
+)  # fmt: skip
+def test_only_all_exhibits_are_called_all(names: tuple[str, ...], called: str) -> None:
+    assert name_of(choose(names)) == called
+
+
+def test_five_exhibits_leave_the_page_of_all_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import asyncprop.exhibits.reproduce as made
+
+    monkeypatch.setattr(made, "reproduce", lambda *given, **options: Page("Title", "Lead.", []))
+    (tmp_path / "all.md").write_text("of all")
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *list(EXHIBITS)[:5], "--scale", "tiny", "--out", str(tmp_path)])
+    assert ended.value.code == 0
+    assert (tmp_path / "all.md").read_text() == "of all"
+    written = [str(tmp_path / f"table1-to-table5.{suffix}") for suffix in ("md", "html")]
+    assert capsys.readouterr().out.splitlines() == written
 
 
 # ---- how it is shown
@@ -257,6 +288,9 @@ def test_an_exhibit_is_made_once_and_then_kept(tmp_path: Path, monkeypatch: pyte
     html = render_html(page)
     assert "Table 6, Sec. 4.2: IMDb, LSTM." in html
     assert "asyncprop compare digits --" in html
+    file = tmp_path / "runs" / "digits" / "async-lu_seed-0" / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "commit": "earlier"}))
+    assert "commit earlier." in reproduce([EXHIBITS["table6"]], request, StringIO()).lead  # of the run that was kept
     with pytest.raises(ValueError, match="differs in epochs"):
         reproduce([EXHIBITS["table6"]], Request(get_scale("small"), "small", tmp_path), StringIO())
     assert json.loads((tmp_path / "runs" / "digits" / "comparison.json").read_text())["target_is"] == "worst-best"

@@ -61,6 +61,20 @@ def test_runs_of_another_task_or_straggler_are_not_mixed_in(kept: Any, message: 
     assert json.loads(file.read_text()) == kept
 
 
+def test_the_picture_says_what_was_not_reached(tmp_path) -> None:
+    runs = [
+        {"method": method, "devices": count, "straggler": straggler, "best_metric": 0.5,
+         "time_to_target_s": None if (method, count) == ("ddp", 8) else 1.0 + straggler}
+        for method in ("ddp", "layup") for count in (3, 8) for straggler in (False, True)
+    ]  # fmt: skip
+    plot_fleets({"runs": runs, "task": {"target": 0.85}}, tmp_path / "fleets.svg")
+    drawn = (tmp_path / "fleets.svg").read_text()
+    assert ">ddp, not reached with 8<" in drawn
+    assert ">ddp, a straggler, not reached with 8<" in drawn
+    assert "layup, not" not in drawn
+    assert ">layup, a straggler<" in drawn
+
+
 def test_a_sweep_ends_where_smaller_steps_are_slower(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "GRID", ((0.4, 0.0), (0.2, 0.0), (0.1, 0.0), (0.05, 0.0)))
     seconds = {0.4: None, 0.2: 3.0, 0.1: 4.0, 0.05: 1.0}

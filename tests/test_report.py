@@ -87,6 +87,24 @@ def test_who_cannot_see_the_figures_is_told_what_they_say(html: str) -> None:
     assert "Not reached by async-bu." in html
 
 
+def test_a_method_that_reached_the_target_in_some_runs_says_so_and_is_not_the_fastest(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path / "c", {"sgd": (0.5, 0.8), "async-lu": (0.75, 0.8)}) / "comparison.json"
+    content = json.loads(file.read_text())
+    content["rows"][1]["reached"] = 1
+    file.write_text(json.dumps(content))
+    figure = overview([file], "x").sections[0].blocks[2]
+    assert isinstance(figure, FigureBlock)
+    assert ">async-lu (1 of 2)</text>" in figure.svg
+    assert ">sgd</text>" in figure.svg
+    assert "mean ± deviation of the runs that reached it." in figure.caption
+    assert figure.description.endswith("sgd is the fastest of those that reached it in every run, with 4.0 s.")
+    content["rows"][0]["reached"] = 1
+    file.write_text(json.dumps(content))
+    figure = overview([file], "x").sections[0].blocks[2]
+    assert isinstance(figure, FigureBlock)
+    assert figure.description.endswith("No method reached it in every run.")
+
+
 def test_the_numbers_are_the_files(html: str) -> None:
     assert "0.8000 ± 0.0000" in html
     assert "not reached (0 of 2)" in html
@@ -155,6 +173,23 @@ def test_headings_tell_a_comparisons_runs_from_others(tmp_path: Path) -> None:
     assert page.lead == "1 comparison and 3 runs, from their files alone."
 
 
+def test_runs_are_counted_by_machine_and_comparisons_apart(tmp_path: Path) -> None:
+    compared = write_comparison(tmp_path / "c", {"sgd": (0.5, 0.8)})
+    other = write_run(tmp_path / "a")
+    environment = json.loads((other / "environment.json").read_text())
+    (other / "environment.json").write_text(json.dumps({**environment, "commit": "def"}))
+    table = overview([compared, other], "x").sections[-1].blocks[0]
+    assert isinstance(table, TableBlock)
+    assert table.columns[-2:] == ["comparisons", "runs"]
+    assert [(row[3], *row[-2:]) for row in table.rows] == [("abc", "1", "2"), ("def", "0", "1")]
+    content = json.loads((compared / "comparison.json").read_text())
+    content["environments"] = [{**environment, "commit": commit} for commit in ("abc", "def")]
+    (compared / "comparison.json").write_text(json.dumps(content))
+    table = overview([compared / "comparison.json"], "x").sections[-1].blocks[0]
+    assert isinstance(table, TableBlock)
+    assert [(row[3], *row[-2:]) for row in table.rows] == [("abc", "1", "0"), ("def", "1", "0")]
+
+
 def test_nothing_given_and_a_damaged_run() -> None:
     with pytest.raises(ValueError, match="runs must be given"):
         overview([], "x")
@@ -179,12 +214,21 @@ def test_charts_take_their_colours_from_the_page() -> None:
     }  # fmt: skip
     for kind, svg in made.items():
         ET.fromstring(svg)
+        assert svg.count("<title") == 1, kind
         assert "var(--text)" in svg, kind
         assert "#0a0b" not in svg, kind
         assert set(re.findall(r"var\(--([a-z0-9-]+)\)", svg)) <= set(PLAIN), kind
         alone = standalone(svg)
         ET.fromstring(alone.encode())
         assert "var(" not in alone
+
+
+def test_long_labels_of_bars_are_folded_at_their_colons() -> None:
+    long = "async-lu:backward-threads=7:lanes=8:compensation=attenuation"
+    svg = bars([long, "sgd"], {"g": [1.0, 2.0]}, x="s", name="n", description="d")
+    assert ">async-lu:backward-threads=7:lanes=8:</text>" in svg
+    assert ">compensation=attenuation</text>" in svg
+    assert ">sgd</text>" in svg
 
 
 def test_curves_of_one_label_share_colour_and_entry() -> None:
@@ -236,6 +280,28 @@ def test_a_browser_shows_it_without_an_error_and_sorts_its_tables(html: str, tmp
     assert value["said"] == "ascending"
     assert min(value["drawn"]) > 20
     assert value["background"] == "rgb(255, 255, 255)"
+
+
+@browser
+def test_what_has_no_number_comes_last_both_ways(tmp_path: Path) -> None:
+    cells = ["2.0", "–", "10.0 ± 1.0", "not reached (0 of 3)", "3.0"]
+    table = TableBlock("A table", ["place", "time"], [[str(place), cell] for place, cell in enumerate(cells)])
+    script = """
+      const document = this.document, places = () => [...document.querySelector("tbody").rows].map(
+        row => Number(row.cells[0].textContent));
+      const [place, time] = document.querySelectorAll("thead button");
+      time.click(); const up = places();
+      time.click(); const down = places();
+      place.click(); place.click();
+      return {up, down, last: places()};
+    """
+    answer = ask_page(render_html(Page("Title", "Lead.", [Section("Part", [table])])), script, tmp_path)
+    assert answer["errors"] == []
+    value = answer["value"]
+    assert value["up"][:3] == [0, 4, 2]
+    assert value["down"][:3] == [2, 4, 0]
+    assert set(value["up"][3:]) == set(value["down"][3:]) == {1, 3}
+    assert value["last"] == [4, 3, 2, 1, 0]
 
 
 @browser

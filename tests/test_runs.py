@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from asyncprop.config import TrainConfig
-from asyncprop.runs import Run, create_run, environment, open_run, read_config, read_result, write_json
+from asyncprop.runs import (
+    Run,
+    as_one,
+    create_run,
+    environment,
+    machines,
+    open_run,
+    read_config,
+    read_environment,
+    read_result,
+    write_json,
+)
 
 CONFIG = TrainConfig(task="digits", epochs=2)
 
@@ -69,3 +80,23 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
 
 def test_the_environment_says_where_numbers_come_from() -> None:
     assert {"asyncprop", "torch", "python", "cores", "processor", "commit", "command", "started"} <= set(environment())
+
+
+def test_runs_of_several_machines_have_one_environment_that_lists_them() -> None:
+    def made(commit: str | None, cores: int, started: str) -> dict[str, object]:
+        return {"torch": "2.13", "cores": cores, "commit": commit, "command": f"train {started}", "started": started}
+
+    different = machines([made("a", 2, "x"), made("b", 2, "y"), made("a", 2, "z"), made("a", 4, "x")])
+    assert [(machine["commit"], machine["cores"]) for machine in different] == [("a", 2), ("b", 2), ("a", 4)]
+    assert as_one(different) == {"torch": "2.13", "cores": "2, 4", "commit": "a, b"}
+    assert as_one(different[:1]) == different[0] == {"torch": "2.13", "cores": 2, "commit": "a"}
+    assert as_one(machines([made(None, 2, "x"), made("a", 2, "x")]))["commit"] == "None, a"
+
+
+def test_the_environment_of_a_run_is_that_of_its_beginning(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run", CONFIG):
+        pass
+    assert machines([read_environment(tmp_path / "run")]) == machines([environment()])
+    (tmp_path / "run" / "environment.json").write_text("{")
+    with pytest.raises(ValueError, match="must be a run whose files are whole"):
+        read_environment(tmp_path / "run")

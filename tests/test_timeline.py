@@ -157,6 +157,18 @@ def test_the_picture_has_every_pass_layer_and_arrow() -> None:
     assert "at most 3 passes are in flight" in svg
 
 
+def test_what_the_mouse_is_over_says_what_it_is() -> None:
+    svg = draw(FIGURE_1, (0.0, FIGURE_1.end_s + 1), name="figure-1", title="As predicted")  # the last write, too
+    titles = [node.text for node in ET.fromstring(svg).iter() if node.tag.endswith("}title")]
+    assert titles[0] == "figure 1"
+    passes = [f"{kind} {batch}" for batch in range(4) for kind in ("forward", "backward")]
+    parts = [f"{kind} L{layer}, batch {batch}" for batch in range(4) for layer in (1, 2, 3)
+             for kind in ("forward", "backward", "write")]  # fmt: skip
+    assert sorted(str(title) for title in titles[1:]) == sorted(passes + parts)
+    waiting = Timeline(Trace((), ("t",), [Event("forward", 0.0, 1.0, 0, batch=0), Event("wait", 1.0, 2.0, 0)]))
+    assert "<title>wait</title>" in draw(waiting, (0.0, 2.0), name="n", title="t")
+
+
 def test_the_text_shows_who_does_what() -> None:
     said = io.StringIO()
     print_tracks(FIGURE_1, (0.0, 18.0), said)

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +115,14 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return what `environment()` said as the run in a folder was begun."""
+    try:
+        return dict(json.loads((path / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} must be a run whose files are whole ({error}): remove it") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file aside and rename it, so that it is there whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -134,6 +143,25 @@ def environment() -> dict[str, Any]:
         "command": " ".join(["asyncprop", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def machines(environments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the versions and hardware of some environments, each that is different once."""
+    found: list[dict[str, Any]] = []
+    for one in environments:
+        machine = {key: value for key, value in one.items() if key not in ("command", "started")}
+        if machine not in found:
+            found.append(machine)
+    return found
+
+
+def as_one(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one entry for several machines: values in which they differ are listed, as in `commit: a, b`."""
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for machine in machines for key in machine):
+        values = list(dict.fromkeys(machine.get(key) for machine in machines))
+        found[key] = values[0] if len(values) == 1 else ", ".join(map(str, values))
+    return found
 
 
 def _version(package: str) -> str | None:

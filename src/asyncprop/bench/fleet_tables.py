@@ -31,6 +31,8 @@ def fleets_markdown(found: dict[str, Any]) -> str:
 def plot_fleets(found: dict[str, Any], path: Path) -> None:
     """Draw each method's time to target against the number of devices; dashed with a straggler.
 
+    The legend says with how many devices the target was not reached.
+
     Raises:
         ValueError: if the suffix is of no picture, or matplotlib is not installed.
     """
@@ -41,10 +43,12 @@ def plot_fleets(found: dict[str, Any], path: Path) -> None:
         for straggler in (False, True):
             runs = [run for count in _devices(found) if (run := _run_of(found, method, count, straggler))]
             reached = [(run["devices"], run["time_to_target_s"]) for run in runs if run["time_to_target_s"]]
+            missed = [str(run["devices"]) for run in runs if not run["time_to_target_s"]]
+            label = f"{method}, a straggler" if straggler else method
             axes.plot(
                 [count for count, _ in reached], [seconds for _, seconds in reached], marker="osD^vP*X"[place % 8],
                 color=f"C{place}", linestyle="--" if straggler else "-",
-                label=f"{method}, a straggler" if straggler else method,
+                label=f"{label}, not reached with {', '.join(missed)}" if missed else label,
             )  # fmt: skip
     axes.set_xscale("log", base=2)
     if any(run["time_to_target_s"] for run in found["runs"]):

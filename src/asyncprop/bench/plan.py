@@ -47,7 +47,9 @@ def bench_plan(
 
 
 def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dict[str, Any]:
-    """Return a workload's figures: of each choice what was predicted and measured, and the advised against the best.
+    """Return a workload's figures: of each choice what was planned and measured, and the advised against the best.
+
+    What was planned is the time of a choice's trial where it was `tried`, and predicted where not.
 
     Args:
         workload: of which.
@@ -57,7 +59,8 @@ def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dic
     choices: list[dict[str, Any]] = [
         {
             "choice": choice.label,
-            "predicted_s": choice.seconds_per_batch,
+            "planned_s": choice.seconds_per_batch,
+            "tried": choice.measured,
             "measured_s": median(rounds),
             "staleness": choice.staleness,
             "rounds_s": rounds,
@@ -71,7 +74,7 @@ def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dic
         "name": workload.name,
         "advised": advised["choice"],
         "advised_s": advised["measured_s"],
-        "predicted_s": advised["predicted_s"],
+        "planned_s": advised["planned_s"],
         "best": best["choice"],
         "best_s": best["measured_s"],
         "ratio": ratio,

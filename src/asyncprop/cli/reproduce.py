@@ -28,8 +28,7 @@ def reproduce(
 
     Args:
         exhibits: table1 to table10, figure1 to figure8, or all.
-        scale: tiny (shows that it works), small (at most 40 minutes for all on 2 cores), medium, or full (the paper's
-            protocol).
+        scale: tiny (shows that it works), small (for two cores), medium, or full (the paper's protocol).
         data_dir: Folder that holds cifar10, cifar100, imagenet and imdb, or some of them. What is not there is replaced
             by a stand-in, which headings name.
         seeds: Runs of each method. Default: the scale's.
@@ -37,7 +36,7 @@ def reproduce(
         out: Folder of runs and results; given again, what is finished is kept. Default: reproduce/ and the scale.
         quiet: Print the names of the files only.
     """
-    from asyncprop.exhibits import choose
+    from asyncprop.exhibits import choose, name_of
     from asyncprop.exhibits.scales import get_scale
 
     chosen, size = choose(exhibits), get_scale(scale)
@@ -54,7 +53,7 @@ def reproduce(
         page = make(chosen, request, sys.stderr, quiet=quiet)
     except (RunFailedError, RuntimeError) as error:
         return complain(str(error), FAILED)
-    name = "all" if len(chosen) > 4 else "-".join(exhibit.name for exhibit in chosen)
+    name = name_of(chosen)
     _write(page, out, name)
     print(out / f"{name}.md", out / f"{name}.html", sep="\n")
     return 0

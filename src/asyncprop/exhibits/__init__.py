@@ -6,6 +6,7 @@ data are not at hand, a study runs on a stand-in, which every heading names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,3 +138,27 @@ def choose(names: tuple[str, ...]) -> list[Exhibit]:
         if name not in EXHIBITS and name != "all":
             raise ValueError(f"exhibit must be one of {known} (got {name!r})")
     return [exhibit for exhibit in EXHIBITS.values() if exhibit.name in names or "all" in names]
+
+
+def name_of(chosen: Sequence[Exhibit]) -> str:
+    """Return what some exhibits, in the paper's order, are called together, and no others are.
+
+    `all` if they are; up to four by their names; of more, three and more in a row as `table1-to-table5`.
+    """
+    order = list(EXHIBITS)
+    places = [order.index(exhibit.name) for exhibit in chosen]
+    if len(places) == len(order):
+        return "all"
+    if len(places) <= 4:
+        return "-".join(order[place] for place in places)
+    rows: list[list[int]] = []
+    for place in places:
+        if rows and place == rows[-1][-1] + 1:
+            rows[-1].append(place)
+        else:
+            rows.append([place])
+    return "-".join(_row_name([order[place] for place in row]) for row in rows)
+
+
+def _row_name(names: list[str]) -> str:
+    return f"{names[0]}-to-{names[-1]}" if len(names) > 2 else "-".join(names)

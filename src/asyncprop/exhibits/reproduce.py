@@ -21,7 +21,7 @@ from asyncprop.report.figure1 import figure1
 from asyncprop.report.files import read_paths
 from asyncprop.report.page import Block, Page, Section, TextBlock
 from asyncprop.report.published import published
-from asyncprop.runs import environment, write_json
+from asyncprop.runs import as_one, environment, machines, write_json
 from asyncprop.tasks import get_task
 
 COMPARED = {"sgd_one_thread", "async_lu", "ddp"}
@@ -67,8 +67,10 @@ def reproduce(exhibits: Sequence[Exhibit], request: Request, messages: TextIO, *
         founds[name] = _study(STUDIES[name], request, messages, quiet=quiet)
     for workload in dict.fromkeys(workload for exhibit in exhibits for _, workload in exhibit.bench):
         benches[workload] = _bench(workload, request, messages)
-    made = environment()
-    sections = [_section(exhibit, founds, benches, str(made["command"])) for exhibit in exhibits]
+    now = environment()
+    sections = [_section(exhibit, founds, benches, str(now["command"])) for exhibit in exhibits]
+    own = [run.environment for found in founds.values() for run in found.comparison.runs]
+    made = as_one(machines([*own, *(figures["environment"] for figures in benches.values())] or [now]))
     lead = (
         f"Scale {request.scale_name}, {request.seeds or request.scale.seeds} seeds, {request.device}, {made['cores']} "
         f"cores ({made['processor']}), torch {made['torch']}, commit {made['commit']}. The paper's times are of three "

@@ -17,7 +17,7 @@ from asyncprop.config import CompareConfig, SimulateConfig, TrainConfig, resolve
 from asyncprop.methods import get_method
 from asyncprop.methods.tune import Grid, parse_grid, points
 from asyncprop.report.rows import comparison
-from asyncprop.runs import environment, read_result, write_json
+from asyncprop.runs import as_one, environment, machines, read_environment, read_result, write_json
 from asyncprop.tasks import get_task
 
 TUNE_SEED = 1000
@@ -40,7 +40,8 @@ class Planned:
 def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet: bool = False) -> dict[str, Any]:
     """Make all runs that are not finished yet, and return their comparison (see `report.rows`).
 
-    It is written to `comparison.json` in their folder, too, with the folders' names by row under `runs`.
+    It is written to `comparison.json` in their folder, too, with the folders' names by row under `runs`. Its
+    `environment` is that of the runs; where they differ, values are listed, and `environments` tells them apart.
 
     Args:
         config: what to compare.
@@ -77,10 +78,21 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
     compared = comparison({label: results[label] for label in variants}, target)
     for row in compared["rows"]:
         row["options"] = {option: value for option, value in variants[row["method"]].items() if option != "method"}
-    made = {"config": config.model_dump(mode="json"), "runs": runs, "environment": environment()}
+    made = {"config": config.model_dump(mode="json"), "runs": runs, **_provenance(plan)}
     whole = {**compared, **({"tuning": tuning} if tuning else {}), **made}
     write_json(out / "comparison.json", whole)
     return whole
+
+
+def _provenance(plan: list[Planned]) -> dict[str, Any]:
+    """Return where the runs come from, also those that were kept: `environment` in one, and the different ones.
+
+    The command is this one, which makes them all.
+    """
+    own = [read_environment(planned.folder) for planned in plan]
+    different = machines(own)
+    begun = min(str(one["started"]) for one in own)
+    return {"environment": {**environment(), **as_one(different), "started": begun}, "environments": different}
 
 
 def _tune(

@@ -76,10 +76,10 @@ def bars(
     errors: dict[str, Sequence[float | None]] | None = None, stacked: bool = False,
 ) -> str:  # fmt: skip
     """Return horizontal bars: one or several (`groups`) for each label; None leaves a bar out, `x` names the unit."""
-    with _drawing(name, description, height=max(1.2, 0.6 + 0.24 * len(labels) * (1 if stacked else len(groups)))) as (
-        axes,
-        done,
-    ):
+    folded = [_folded(label) for label in labels]
+    lines = max((label.count("\n") + 1 for label in folded), default=1)
+    each = max(0.24 * (1 if stacked else len(groups)), 0.17 * lines)
+    with _drawing(name, description, height=max(1.2, 0.6 + each * len(labels))) as (axes, done):
         places = [float(-number) for number in range(len(labels))]
         thickness = 0.7 if stacked else 0.8 / len(groups)
         lefts = [0.0] * len(labels)
@@ -93,7 +93,7 @@ def bars(
                 error_kw={"ecolor": COLOURS["muted"], "capsize": 2, "elinewidth": 0.8},
             )  # fmt: skip
             lefts = [left + width for left, width in zip(lefts, widths, strict=True)] if stacked else lefts
-        axes.set_yticks(places, labels)
+        axes.set_yticks(places, folded)
         axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(x)
@@ -166,7 +166,7 @@ def _drawing(
 def _to_page(svg: str) -> str:
     """Strip what is for files of their own, and let the page have the colours and the size."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|title)>.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
@@ -178,7 +178,6 @@ def labelled(svg: str, name: str, description: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', svg)
-    svg = re.sub(r"<title>.*?</title>", "", svg)
     words = f'<title id="{name}-title">{escape(name.replace("-", " "))}</title><desc id="{name}-desc">' \
             f"{escape(description)}</desc>"  # fmt: skip
     return re.sub(
@@ -192,6 +191,16 @@ def _legend(axes: Axes, entries: int) -> None:
 
 def _short(name: str, longest: int = 20) -> str:
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
+def _folded(label: str, longest: int = 36) -> str:
+    """Return a label in lines of at most so many characters, if its colons allow, so that bars keep their room."""
+    lines = [""]
+    for part in re.findall(r"[^:]+:?|:", label):
+        if lines[-1] and len(lines[-1]) + len(part) > longest:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def escape(text: str) -> str:

@@ -17,7 +17,8 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
     """Read what `asyncprop compare --json` has written.
 
     Raises:
-        ValueError: if a file is no comparison, or the comparisons are not of the same runs but for their delay.
+        ValueError: if a file is no comparison, or an older one that does not tell when runs cross the target, or the
+            comparisons are not of the same runs but for their delay.
     """
     if not files:
         raise ValueError("comparisons must be given: the files that asyncprop compare --json has written")
@@ -28,6 +29,11 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
             comparison["rows"], comparison["config"]["task"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"comparisons must be files of asyncprop compare --json ({file}: {error})") from None
+        if any("crosses_target_s_mean" not in row for row in comparison["rows"]):
+            raise ValueError(
+                f"comparisons must tell when their runs cross the target ({file} is older, and does not): make it anew "
+                "by asyncprop compare --json with its --out, which keeps finished runs"
+            )
         found.append(comparison)
     for comparison in found[1:]:
         ours, theirs = ({**c["config"], "delay": None} for c in (found[0], comparison))

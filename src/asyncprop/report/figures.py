@@ -33,7 +33,7 @@ def new_figure(path: Path) -> tuple[Any, Any]:
 
 
 def plot_delays(found: dict[str, Any], path: Path) -> None:
-    """Draw each method's time to target against the delay of one rank.
+    """Draw each method's time to target against the delay of one rank; the legend says where not every run reached it.
 
     Args:
         found: what `report.delays.delay_rows` returns.
@@ -48,13 +48,14 @@ def plot_delays(found: dict[str, Any], path: Path) -> None:
     rows = found["rows"]
     for method, marker in zip(rows[0]["methods"], "osD^vP*X<>", strict=False):
         cells = [(row["delay_s"], row["methods"][method]) for row in rows if row["methods"][method]["mean_s"]]
+        missed = [f"{row['delay_s']:g}" for row in rows if not row["methods"][method]["mean_s"]]
         axes.errorbar(
             [delay for delay, _ in cells],
             [cell["mean_s"] for _, cell in cells],
             yerr=[cell["std_s"] or 0.0 for _, cell in cells],
             marker=marker,
             capsize=3,
-            label=method,
+            label=f"{method}, not by every run at {', '.join(missed)} s" if missed else method,
         )
     axes.set_xlabel("delay of one rank (s per step)")
     axes.set_ylabel(f"training time to {found['target']:.4g} (s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,18 +138,35 @@ def _learning(runs: list[RunFiles], command: str, name: str, target: float | Non
 
 
 def _time_to_target(content: Row, rows: list[Row], command: str, name: str) -> FigureBlock:
-    labels = [str(row["method"]) for row in rows]
-    times = [row["time_to_target_s_mean"] for row in rows]
-    fastest = labels[times.index(min(times))]
+    """Return the bars of what was reached; where not every run did, the label says how many."""
+    whole = [row for row in rows if row["reached"] == row["n"]]
+    labels = [f"{row['method']}{'' if row in whole else _share(row)}" for row in rows]
     left_out = [str(row["method"]) for row in content["rows"] if row not in rows]
     missing = f" Not reached by {', '.join(left_out)}." if left_out else ""
-    caption = f"Seconds of training to test {content['metric']} {content['target']:.4g}, mean ± deviation.{missing}"
-    description = f"{caption} {fastest} is the fastest, with {min(times):.1f} s."
+    partly = " of the runs that reached it" if len(whole) < len(rows) else ""
+    caption = (
+        f"Seconds of training to test {content['metric']} {content['target']:.4g}, mean ± deviation{partly}.{missing}"
+    )
+    description = f"{caption} {_fastest(whole, is_choice=len(whole) < len(rows))}"
     svg = bars(
-        labels, {"time to target": times}, x="seconds of training", name=f"{name}-time-to-target",
-        description=description, errors={"time to target": [row["time_to_target_s_std"] for row in rows]},
+        labels, {"time to target": [row["time_to_target_s_mean"] for row in rows]}, x="seconds of training",
+        name=f"{name}-time-to-target", description=description,
+        errors={"time to target": [row["time_to_target_s_std"] for row in rows]},
     )  # fmt: skip
     return FigureBlock(f"{name}-time-to-target", caption, description, svg, command)
+
+
+def _share(row: Row) -> str:
+    return f" ({row['reached']} of {row['n']})"
+
+
+def _fastest(whole: list[Row], *, is_choice: bool) -> str:
+    """Say which is the fastest of the methods all of whose runs reached the target."""
+    if not whole:
+        return "No method reached it in every run."
+    fastest = min(whole, key=lambda row: float(row["time_to_target_s_mean"]))
+    among = " of those that reached it in every run" if is_choice else ""
+    return f"{fastest['method']} is the fastest{among}, with {fastest['time_to_target_s_mean']:.1f} s."
 
 
 def _bar_block(
@@ -245,14 +263,7 @@ def _thread_times(run: RunFiles) -> dict[str, tuple[float, float]]:
 
 def _provenance(comparisons: list[Comparison], runs: list[RunFiles], command: str) -> Section:
     """Return where everything comes from: machines and versions, commands, options."""
-    machines: dict[tuple[str, ...], int] = {}
-    keys = ("asyncprop", "torch", "python", "commit", "cores", "processor", "system")
-    for made in [*(c.content["environment"] for c in comparisons), *(run.environment for run in runs)]:
-        machine = tuple(markdown_cell(made.get(key)) for key in keys)
-        machines[machine] = machines.get(machine, 0) + 1
-    blocks: list[Block] = [
-        TableBlock("Machines and versions", [*keys, "runs"], [[*m, str(count)] for m, count in machines.items()], 99)
-    ]
+    blocks: list[Block] = [_machines(comparisons, runs)]
     if runs:
         fixed = {key: value for key, value in runs[0].config.items()
                  if all(run.config.get(key) == value for run in runs)}  # fmt: skip
@@ -263,3 +274,19 @@ def _provenance(comparisons: list[Comparison], runs: list[RunFiles], command: st
         blocks.append(TableBlock("The command of every run", ["run", "command", "started"], commands, 99))
     blocks += [TextBlock("This page is made by:"), TextBlock(command, is_code=True)]
     return Section("Where this comes from", blocks)
+
+
+def _machines(comparisons: list[Comparison], runs: list[RunFiles]) -> TableBlock:
+    """Return each machine with its versions, and how many comparisons and runs are of it."""
+    keys = ("asyncprop", "torch", "python", "commit", "cores", "processor", "system")
+    contents = [comparison.content for comparison in comparisons]
+    made = [
+        ("comparison", one) for content in contents for one in content.get("environments", [content["environment"]])
+    ]
+    made += [("run", run.environment) for run in runs]
+    found: dict[tuple[str, ...], Counter[str]] = {}
+    for what, environment in made:
+        machine = tuple(markdown_cell(environment.get(key)) for key in keys)
+        found.setdefault(machine, Counter())[what] += 1
+    rows = [[*machine, str(counts["comparison"]), str(counts["run"])] for machine, counts in found.items()]
+    return TableBlock("Machines and versions", [*keys, "comparisons", "runs"], rows, len(keys))

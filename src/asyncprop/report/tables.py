@@ -94,8 +94,11 @@ def _mean_std(row: Row, name: str, form: str) -> str:
 
 
 def _to_target(row: Row, name: str) -> str:
+    """Return a time or epochs to the target; a dash where an older comparison does not tell it."""
     if not row["reached"]:
         return f"not reached (0 of {row['n']})"
+    if f"{name}_mean" not in row:
+        return "–"
     partly = "" if row["reached"] == row["n"] else f" ({row['reached']} of {row['n']})"
     return _mean_std(row, name, ".1f") + partly
 

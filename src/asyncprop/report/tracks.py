@@ -39,7 +39,8 @@ def draw(timeline: Timeline, window: Window, *, name: str, title: str) -> str:
     for event in (*timeline.others, *timeline.passes):
         if _overlaps(event.start_s, event.end_s, window):
             left, y = x(event.start_s), top[track_of(event)]
-            body.append(_box(event.kind, left, y, x(event.end_s) - left, f"{event.kind} {event.batch}"))
+            words = event.kind if event.batch < 0 else f"{event.kind} {event.batch}"
+            body.append(_box(event.kind, left, y, x(event.end_s) - left, words))
     body += [
         _part(span, x, top[span.track], timeline.trace.layers[span.layer])
         for span in timeline.spans

@@ -3,11 +3,11 @@ const number = (text) => {
   const found = text.replaceAll(",", "").match(/^[^0-9a-z–-]*(-?[0-9.]+(e[+-]?[0-9]+)?)/i);
   return found ? Number(found[1]) : null;
 };
-const compare = (a, b) => {
+const compare = (a, b, sign) => {
   const [x, y] = [number(a), number(b)];
-  if (x !== null && y !== null) return x - y;
+  if (x !== null && y !== null) return sign * (x - y);
   if (x !== null || y !== null) return x === null ? 1 : -1;
-  return a.localeCompare(b);
+  return sign * a.localeCompare(b);
 };
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
@@ -16,7 +16,7 @@ for (const button of document.querySelectorAll("thead button")) {
     for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = [...body.rows].sort((a, b) =>
-      (down ? -1 : 1) * compare(a.cells[place].textContent.trim(), b.cells[place].textContent.trim()));
+      compare(a.cells[place].textContent.trim(), b.cells[place].textContent.trim(), down ? -1 : 1));
     body.append(...rows);
   });
 }
