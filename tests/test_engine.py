@@ -379,6 +379,16 @@ def test_work_goes_through_the_face_of_the_device() -> None:
     assert all(step.forward_s > 0 for step in steps)
 
 
+def test_engines_use_the_streams_of_those_before() -> None:
+    device = FakeDevice()
+    used = []
+    for _ in range(2):
+        with make(device=device) as engine:
+            list(engine.run(TINY_MLP.batches(9)))
+        used.append({stream for _, call, stream in device.events if call == "receive"})
+    assert used == [{0, 1, 2}, {0, 1, 2}]
+
+
 def test_lockstep_runs_on_the_callers_thread_and_through_the_device() -> None:
     device = FakeDevice()
     seen = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,9 @@ Mark = Any
 """A point in a stream's time: seconds on the CPU, a recorded `torch.cuda.Event` on CUDA."""
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
+_STREAMS: dict[tuple[torch.device, int | str], Stream] = {}
+"""Those of CUDA devices, by device and name; they live as long as the process."""
+_STREAMS_LOCK = threading.Lock()
 
 
 class Device(Protocol):
@@ -37,8 +41,12 @@ class Device(Protocol):
     def thread(self, intraop_threads: int) -> AbstractContextManager[None]:
         """Set, for the `with` block, what PyTorch keeps per thread: intra-op threads, device, backward's thread."""
 
-    def new_stream(self) -> Stream:
-        """Make a stream for one lane."""
+    def stream(self, name: int | str) -> Stream:
+        """Return the stream of this name, the same one at each call: a lane's name is its index.
+
+        All engines of a process share it, so that one finds the memory that an earlier one has freed there. Engines
+        that live at the same time stay correct by it, as the work of each keeps its order, but wait for each other's.
+        """
 
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Queue the work of the `with` block on `stream`."""
@@ -82,7 +90,7 @@ class CpuDevice:
         finally:
             torch.set_num_threads(before)
 
-    def new_stream(self) -> Stream:
+    def stream(self, name: int | str) -> Stream:
         """Return None: the CPU has no streams."""
         return None
 
@@ -110,7 +118,7 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """One CUDA device. Each lane has a stream of its own, which both its forward and its backward pass use in turn.
+    """One CUDA device. Each lane of an engine has its own stream, which its forward and its backward pass use in turn.
 
     A backward op runs on the stream of its forward op, so a lane's pass is ordered by its stream alone. Lanes read and
     write the shared parameters from different streams without events between them: that race is the algorithm.
@@ -132,9 +140,17 @@ class CudaDevice:
         ):
             yield
 
-    def new_stream(self) -> Stream:
-        """Make a stream on this device."""
-        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+    def stream(self, name: int | str) -> Stream:
+        """Return the stream of this name, made at the first call.
+
+        PyTorch keeps freed memory, and a workspace of cuBLAS for each thread, per stream: with streams of its own each
+        engine would ask the driver for memory anew, amid its first batches.
+        """
+        with _STREAMS_LOCK:
+            key = (self.device, name)
+            if key not in _STREAMS:
+                _STREAMS[key] = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            return _STREAMS[key]
 
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Make `stream` current."""

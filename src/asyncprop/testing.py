@@ -222,7 +222,7 @@ class FakeDevice:
     def __init__(self) -> None:
         self.events: list[tuple[str, str, int]] = []
         self._lock = threading.Lock()
-        self._streams = 0
+        self._streams: dict[int | str, int] = {}
         self._local = threading.local()
         self._unfinished: set[int] = set()
         self._clock = 0
@@ -238,11 +238,10 @@ class FakeDevice:
         finally:
             self._local.prepared = False
 
-    def new_stream(self) -> int:
-        """Return the next number."""
+    def stream(self, name: int | str) -> int:
+        """Return the number of the stream of this name: how many others were asked for before it."""
         with self._lock:
-            self._streams += 1
-            return self._streams - 1
+            return self._streams.setdefault(name, len(self._streams))
 
     @contextmanager
     def use(self, stream: int) -> Iterator[None]:

@@ -37,7 +37,7 @@ class Lane:
     ) -> None:
         self.index = index
         self.layers = layers
-        self.stream = device.new_stream()
+        self.stream = device.stream(index)
         with device.use(self.stream):  # a leaf remembers the stream that was current at its creation
             self.module = share_storage(model, {name for layer in layers for name in layer.parameters})
         self.leaves = dict(self.module.named_parameters())

@@ -100,7 +100,7 @@ def measure_backward(
         device: on which the module is.
     """
     leaves = dict(module.named_parameters())
-    stream = device.new_stream()
+    stream = device.stream(0)  # no pass is under way, and the first lane finds the memory there afterwards
     with device.use(stream):
         loss = torch.stack([loss.reshape(()) for loss in losses_of(module, batch)]).sum()
 
