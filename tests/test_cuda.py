@@ -1,6 +1,8 @@
 """The device itself: what the fake one cannot show."""
 
 import io
+import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +63,42 @@ def test_training_learns() -> None:
     with ap.Engine(model, sgd(model), cross_entropy) as engine:
         losses = [step.loss for step in engine.run([batch] * 60)]
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
+
+
+class Weight(torch.nn.Module):
+    """The gradient of its sum over one sample is 1, whatever is read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size, device=DEVICE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.weight * x).sum()
+
+
+@pytest.mark.parametrize("update", [ap.LayerUpdate(write="locked"), ap.BlockUpdate(write="locked")])
+def test_locked_writes_lose_no_update(update: ap.LayerUpdate | ap.BlockUpdate) -> None:
+    model = Weight(1 << 22)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(4), update=update) as engine:
+        list(engine.run([torch.ones(1, device=DEVICE)] * 100))
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -100.0))
+
+
+def test_state_that_one_lane_has_queued_is_there_when_another_steps() -> None:
+    asked = itertools.count()
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            if next(asked) == 0:
+                torch.cuda._sleep(100_000_000)  # tens of milliseconds, on the device alone
+            super().step(closure)
+
+    model = Weight(1000)
+    optimizer = Slow(model.parameters(), lr=1.0, momentum=0.5)
+    with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(2)) as engine:
+        list(engine.run([torch.ones(1, device=DEVICE)] * 2))
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -1.0 - 1.5))
 
 
 @pytest.mark.parametrize("choice", ["raise", "skip"])

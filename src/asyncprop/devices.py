@@ -54,6 +54,9 @@ class Device(Protocol):
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
         """Let `stream` use tensors that the user's stream made: wait for them, and keep their memory until then."""
 
+    def wait(self, stream: Stream, mark: Mark) -> None:
+        """Let what is queued on `stream` from now on begin after `mark`, of whatever stream; the host does not wait."""
+
     def finish(self, stream: Stream) -> None:
         """Wait until all work of `stream` is done."""
 
@@ -101,6 +104,9 @@ class CpuDevice:
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
         """Do nothing."""
 
+    def wait(self, stream: Stream, mark: Mark) -> None:
+        """Do nothing."""
+
     def finish(self, stream: Stream) -> None:
         """Do nothing."""
 
@@ -121,7 +127,8 @@ class CudaDevice:
     """One CUDA device. Each lane of an engine has its own stream, which its forward and its backward pass use in turn.
 
     A backward op runs on the stream of its forward op, so a lane's pass is ordered by its stream alone. Lanes read and
-    write the shared parameters from different streams without events between them: that race is the algorithm.
+    write the shared parameters from different streams without events between them: that race is the algorithm. A lock
+    orders threads of the host, not streams: where order counts (see `Unit.alone`), it takes `wait` or `finish`, too.
     """
 
     results_are_ready = False
@@ -163,6 +170,10 @@ class CudaDevice:
         for tensor in tensors:
             if tensor.is_cuda:
                 tensor.record_stream(stream)
+
+    def wait(self, stream: Stream, mark: Mark) -> None:
+        """Let the stream wait for the event."""
+        stream.wait_event(mark)
 
     def finish(self, stream: Stream) -> None:
         """Wait on the host; the GIL is released meanwhile."""

@@ -257,6 +257,11 @@ class FakeDevice:
         list(tensors)
         self._enqueue("receive", stream)
 
+    def wait(self, stream: int, mark: tuple[int, int]) -> None:
+        """Note that the stream waits for another's mark."""
+        assert 0 < mark[1] <= self._clock, "a wait for what was never marked"
+        self._enqueue("wait", stream)
+
     def finish(self, stream: int) -> None:
         """Finish the stream's work."""
         self._note("finish", stream)
