@@ -101,6 +101,12 @@ def test_state_that_one_lane_has_queued_is_there_when_another_steps() -> None:
     assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -1.0 - 1.5))
 
 
+def test_what_orders_everything_is_refused() -> None:
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    with pytest.raises(ValueError, match="turn must be 'free' or 'lockstep' on a GPU"):
+        ap.Engine(model, sgd(model), cross_entropy, turn=ap.Ordered())
+
+
 @pytest.mark.parametrize("choice", ["raise", "skip"])
 def test_losses_that_are_not_finite(choice: str) -> None:
     model = TINY["mlp"].seeded_model().to(DEVICE)
