@@ -107,6 +107,30 @@ def test_what_orders_everything_is_refused() -> None:
         ap.Engine(model, sgd(model), cross_entropy, turn=ap.Ordered())
 
 
+def submitted(engine: ap.Engine, batch: torch.Tensor) -> None:
+    engine.submit(batch).result()
+
+
+def run(engine: ap.Engine, batch: torch.Tensor) -> None:
+    list(engine.run([batch]))
+
+
+@pytest.mark.parametrize("turn", ["free", "lockstep"])
+@pytest.mark.parametrize("train", [submitted, run])
+def test_a_batch_that_was_queued_on_the_users_own_stream_is_waited_for(train: Any, turn: Any) -> None:
+    model = Weight(1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with (
+        ap.Engine(model, optimizer, lambda m, x: m(x), turn=turn) as engine,
+        torch.cuda.stream(torch.cuda.Stream()),
+    ):
+        batch = torch.zeros(1, device=DEVICE)
+        torch.cuda._sleep(100_000_000)  # tens of milliseconds
+        batch += 1
+        train(engine, batch)
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -1.0))
+
+
 @pytest.mark.parametrize("choice", ["raise", "skip"])
 def test_losses_that_are_not_finite(choice: str) -> None:
     model = TINY["mlp"].seeded_model().to(DEVICE)

@@ -380,6 +380,19 @@ def test_work_goes_through_the_face_of_the_device() -> None:
     assert all(step.forward_s > 0 for step in steps)
 
 
+@pytest.mark.parametrize("turn", ["free", "lockstep"])
+def test_what_the_caller_has_queued_is_handed_over_before_it_is_received(turn: str) -> None:
+    device, caller = FakeDevice(), threading.current_thread().name
+    batches = TINY_MLP.batches(2)
+    with make(device=device, turn=turn) as engine:
+        for train in (lambda: engine.submit(batches[0]).result(), lambda: list(engine.run(batches[1:]))):
+            device.events.clear()
+            train()
+            calls = [(thread, call) for thread, call, _ in device.events if call != "thread"]
+            assert calls[0] == (caller, "hand over")
+            assert "receive" in {call for _, call in calls}
+
+
 def test_engines_use_the_streams_of_those_before() -> None:
     device = FakeDevice()
     used = []

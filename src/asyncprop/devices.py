@@ -51,8 +51,13 @@ class Device(Protocol):
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Queue the work of the `with` block on `stream`."""
 
+    def hand_over(self) -> None:
+        """Let every later `receive` wait for what this thread has queued on its current stream so far."""
+
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
-        """Let `stream` use tensors that the user's stream made: wait for them, and keep their memory until then."""
+        """Let `stream` use tensors that were made on the default stream, or handed over: wait for them, and keep their
+        memory until then.
+        """
 
     def wait(self, stream: Stream, mark: Mark) -> None:
         """Let what is queued on `stream` from now on begin after `mark`, of whatever stream; the host does not wait."""
@@ -100,6 +105,9 @@ class CpuDevice:
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Do nothing."""
         return _NOTHING
+
+    def hand_over(self) -> None:
+        """Do nothing."""
 
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
         """Do nothing."""
@@ -163,6 +171,12 @@ class CudaDevice:
         """Make `stream` current."""
         context: AbstractContextManager[Any] = torch.cuda.stream(stream)
         return context
+
+    def hand_over(self) -> None:
+        """Order the default stream after the current one, if that is another."""
+        current, default = torch.cuda.current_stream(self.device), torch.cuda.default_stream(self.device)
+        if current != default:
+            default.wait_stream(current)
 
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
         """Order `stream` after the default stream, and tell the allocator that `stream` uses the tensors."""

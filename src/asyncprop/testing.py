@@ -252,6 +252,10 @@ class FakeDevice:
         finally:
             self._local.stream = before
 
+    def hand_over(self) -> None:
+        """Note that the thread hands over."""
+        self._note("hand over", -1)
+
     def receive(self, stream: int, tensors: Iterator[Tensor]) -> None:
         """Note that the stream now has its batch."""
         list(tensors)

@@ -211,6 +211,7 @@ class Engine:
                     return
                 self._choose_workers(first)
             self._lanes.refresh()
+            self._device.hand_over()
             self._feed.start(iter(loader), lead=1 if self._lockstep else self._lanes.count + RUN_AHEAD)
             while (step := self._next_step()) is not None:
                 yield step
@@ -232,6 +233,7 @@ class Engine:
             self._choose_workers([batch])
         if self._feed.idle:
             self._lanes.refresh()
+        self._device.hand_over()
         future = self._feed.submit(batch, room=self._lanes.count)
         if self._crew and self._crew.inline:
             self._crew.train_inline()
