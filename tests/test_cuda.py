@@ -177,3 +177,12 @@ def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, name, value)
     made = gpu.bench_gpu(io.StringIO(), None, (Workload("small", "synthetic-vectors", width=8, batch_size=8),))
     assert all(row["peak_memory_bytes"] > 0 for row in made["rows"])
+
+
+def test_what_was_measured_before_does_not_count_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "BATCHES": 2, "WARM_BATCHES": 1}.items():
+        monkeypatch.setattr(gpu, name, value)
+    small = Workload("small", "synthetic-vectors", width=8, batch_size=8)
+    first, again = (gpu.bench_gpu(io.StringIO(), None, (small,))["rows"][0] for _ in range(2))
+    assert first["method"] == again["method"] == "sgd"
+    assert again["peak_memory_bytes"] <= first["peak_memory_bytes"]
