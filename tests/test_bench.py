@@ -171,14 +171,57 @@ def test_the_worst_case_of_memory_is_forced() -> None:
 
 
 def test_the_gpu_benchmark_runs_the_same_code_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROUNDS": 1, "BATCHES": 2, "WARM_BATCHES": 1}.items():
+    for name, value in {"ROUNDS": 2, "BATCHES": 2, "WARM_BATCHES": 1}.items():
         monkeypatch.setattr(gpu, name, value)
+    moved: list[int] = []
+    move = gpu._batches_on
+
+    def noted(*args: Any) -> Any:
+        batches = move(*args)
+        moved.append(len(batches))
+        return batches
+
+    monkeypatch.setattr(gpu, "_batches_on", noted)
     made = gpu.bench_gpu(io.StringIO(), torch.device("cpu"), (SMALL,))
+    assert moved == [SMALL.distinct]  # once, for all rounds and methods
     assert [row["method"] for row in made["rows"]] == ["sgd", "async-lu 1F2B", "async-lu 2F2B", "async-bu 2F2B"]
     assert all(row["seconds_per_batch"] > 0 for row in made["rows"])
     stream = io.StringIO()
     print_gpu(made, stream)
     assert "async-lu 1F2B" in stream.getvalue()
+
+
+def test_engines_on_a_gpu_are_timed_in_their_steady_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making an engine takes a minute, and its end, too; three lanes finish three batches at a time, once a second."""
+
+    class Slow:
+        passed_s = ended = 0
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            Slow.passed_s += 60
+
+        def __enter__(self) -> "Slow":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            Slow.passed_s += 60
+
+        def statistics(self) -> Any:
+            return SimpleNamespace(lanes=3)
+
+        def run(self, _: Any) -> Iterator[None]:
+            while True:
+                Slow.ended += 1
+                Slow.passed_s += Slow.ended % 3 == 0
+                yield None
+
+    monkeypatch.setattr(gpu, "Engine", Slow)
+    monkeypatch.setattr(gpu, "BATCHES", 4)
+    monkeypatch.setattr("asyncprop.bench.gpu.time.perf_counter", lambda: float(Slow.passed_s))
+    measure, device = gpu._async(Decoupled(1, 2), "layer"), torch.device("cpu")
+    measured = measure(SMALL.make(), SMALL.batches(), device)
+    assert measured.batch_s == pytest.approx(1 / 3)
+    assert Slow.passed_s < 3 * 60  # one engine was made
 
 
 def test_partial_backward_passes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The device itself: what the fake one cannot show."""
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,72 @@ def test_training_learns() -> None:
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
 
 
+class Weight(torch.nn.Module):
+    """The gradient of its sum over one sample is 1, whatever is read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size, device=DEVICE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.weight * x).sum()
+
+
+@pytest.mark.parametrize("update", [ap.LayerUpdate(write="locked"), ap.BlockUpdate(write="locked")])
+def test_locked_writes_lose_no_update(update: ap.LayerUpdate | ap.BlockUpdate) -> None:
+    model = Weight(1 << 22)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(4), update=update) as engine:
+        list(engine.run([torch.ones(1, device=DEVICE)] * 100))
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -100.0))
+
+
+def test_state_that_one_lane_has_queued_is_there_when_another_steps() -> None:
+    asked = itertools.count()
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            if next(asked) == 0:
+                torch.cuda._sleep(100_000_000)  # tens of milliseconds, on the device alone
+            super().step(closure)
+
+    model = Weight(1000)
+    optimizer = Slow(model.parameters(), lr=1.0, momentum=0.5)
+    with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(2)) as engine:
+        list(engine.run([torch.ones(1, device=DEVICE)] * 2))
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -1.0 - 1.5))
+
+
+def test_what_orders_everything_is_refused() -> None:
+    model = TINY["mlp"].seeded_model().to(DEVICE)
+    with pytest.raises(ValueError, match="turn must be 'free' or 'lockstep' on a GPU"):
+        ap.Engine(model, sgd(model), cross_entropy, turn=ap.Ordered())
+
+
+def submitted(engine: ap.Engine, batch: torch.Tensor) -> None:
+    engine.submit(batch).result()
+
+
+def run(engine: ap.Engine, batch: torch.Tensor) -> None:
+    list(engine.run([batch]))
+
+
+@pytest.mark.parametrize("turn", ["free", "lockstep"])
+@pytest.mark.parametrize("train", [submitted, run])
+def test_a_batch_that_was_queued_on_the_users_own_stream_is_waited_for(train: Any, turn: Any) -> None:
+    model = Weight(1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with (
+        ap.Engine(model, optimizer, lambda m, x: m(x), turn=turn) as engine,
+        torch.cuda.stream(torch.cuda.Stream()),
+    ):
+        batch = torch.zeros(1, device=DEVICE)
+        torch.cuda._sleep(100_000_000)  # tens of milliseconds
+        batch += 1
+        train(engine, batch)
+    assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -1.0))
+
+
 @pytest.mark.parametrize("choice", ["raise", "skip"])
 def test_losses_that_are_not_finite(choice: str) -> None:
     model = TINY["mlp"].seeded_model().to(DEVICE)
@@ -127,14 +194,28 @@ def test_lanes_own_state_goes_through_a_checkpoint(make: Callable[[nn.Module], t
 
 
 def test_two_hundred_engines_leave_no_memory() -> None:
+    """Workspaces of cuBLAS, of which each pair of a thread's handle and a stream has one, are not the engines'."""
     model = TINY["mlp"].seeded_model().to(DEVICE)
     batches = on_device(2)
     used = []
     for _ in range(200):
         with ap.Engine(model, sgd(model), cross_entropy) as engine:
             list(engine.run(batches))
+        torch._C._cuda_clearCublasWorkspaces()
         used.append(torch.cuda.memory_allocated())
     assert used[-1] <= used[10]
+
+
+def test_an_engine_finds_the_memory_that_the_one_before_it_has_freed() -> None:
+    model = TINY["resnet"].seeded_model().to(DEVICE)
+    optimizer, batches = sgd(model), on_device(3, "resnet")
+    torch.cuda.empty_cache()  # what other tests have left on all of PyTorch's streams would be found, too
+    reserved = []
+    for _ in range(3):
+        with ap.Engine(model, optimizer, cross_entropy, turn="lockstep") as engine:
+            list(engine.run(batches))
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1] == reserved[2]  # the first makes the optimizer's state
 
 
 def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +223,12 @@ def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, name, value)
     made = gpu.bench_gpu(io.StringIO(), None, (Workload("small", "synthetic-vectors", width=8, batch_size=8),))
     assert all(row["peak_memory_bytes"] > 0 for row in made["rows"])
+
+
+def test_what_was_measured_before_does_not_count_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ROUNDS": 1, "BATCHES": 2, "WARM_BATCHES": 1}.items():
+        monkeypatch.setattr(gpu, name, value)
+    small = Workload("small", "synthetic-vectors", width=8, batch_size=8)
+    first, again = (gpu.bench_gpu(io.StringIO(), None, (small,))["rows"][0] for _ in range(2))
+    assert first["method"] == again["method"] == "sgd"
+    assert again["peak_memory_bytes"] <= first["peak_memory_bytes"]

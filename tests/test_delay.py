@@ -1,6 +1,7 @@
 """Delay: reproducible seconds, the right worker, and waits that end with the engine."""
 
 import threading
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -35,6 +36,12 @@ def test_seconds_are_drawn_from_the_seed() -> None:
     assert seconds[:9] != [drawn.seconds_of(step, rank=0) for step in range(9)]
     assert fmean(seconds) == pytest.approx(0.5, rel=0.1)
     assert [Delay(seconds=2, every=3).seconds_of(step, 0) for step in range(6)] == [0, 0, 2, 0, 0, 2]
+
+
+def test_a_run_that_goes_on_is_delayed_as_one_that_was_never_stopped() -> None:
+    for whole in (Delay(seconds=2, every=3), Delay(seconds=0.5, distribution="exponential", seed=3)):
+        rest = replace(whole, steps_before=4)
+        assert [rest.seconds_of(step, 1) for step in range(5)] == [whole.seconds_of(step, 1) for step in range(4, 9)]
 
 
 def test_a_slow_machine_waits_for_all_its_workers() -> None:

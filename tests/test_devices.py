@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import asyncprop as ap
+from asyncprop import devices
 from asyncprop.devices import CpuDevice, CudaDevice, available_cores, device_of, tensors_in
 from asyncprop.engine.workers import intraop_threads
 
@@ -26,6 +27,15 @@ def test_a_model_is_on_one_known_device() -> None:
     with pytest.raises(ValueError, match="cpu or cuda"):
         device_of([meta])
     assert CudaDevice(torch.device("cuda")).passes_at_once is None
+
+
+def test_streams_are_shared_by_all_who_ask_for_one_of_a_device_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_STREAMS", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
+    first, again, other = (CudaDevice(torch.device("cuda", index)) for index in (0, 0, 1))
+    assert first.stream(0) is again.stream(0) is first.stream(0)
+    assert len({first.stream(0), first.stream(1), first.stream("exchange"), other.stream(0)}) == 4
+    assert other.stream(0)[0] == torch.device("cuda", 1)
 
 
 def test_lanes_are_bounded_by_what_the_device_computes_at_once() -> None:

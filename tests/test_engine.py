@@ -496,8 +496,32 @@ def test_work_goes_through_the_face_of_the_device() -> None:
     prepared = {thread for thread, call, _ in device.events if call == "thread"}
     assert prepared == {"asyncprop-thread-0", "asyncprop-thread-1", "asyncprop-thread-2"}
     assert {stream for _, call, stream in device.events if call == "receive"} == {0, 1, 2}
-    assert sum(call == "finish" for _, call, _ in device.events) == 9
+    made = 2  # each layer's optimizer state is made once, and finished before others use it
+    assert sum(call == "finish" for _, call, _ in device.events) == 9 + made
     assert all(step.forward_s > 0 for step in steps)
+
+
+@pytest.mark.parametrize("turn", ["free", "lockstep"])
+def test_what_the_caller_has_queued_is_handed_over_before_it_is_received(turn: str) -> None:
+    device, caller = FakeDevice(), threading.current_thread().name
+    batches = TINY_MLP.batches(2)
+    with make(device=device, turn=turn) as engine:
+        for train in (lambda: engine.submit(batches[0]).result(), lambda: list(engine.run(batches[1:]))):
+            device.events.clear()
+            train()
+            calls = [(thread, call) for thread, call, _ in device.events if call != "thread"]
+            assert calls[0] == (caller, "hand over")
+            assert "receive" in {call for _, call in calls}
+
+
+def test_engines_use_the_streams_of_those_before() -> None:
+    device = FakeDevice()
+    used = []
+    for _ in range(2):
+        with make(device=device) as engine:
+            list(engine.run(TINY_MLP.batches(9)))
+        used.append({stream for _, call, stream in device.events if call == "receive"})
+    assert used == [{0, 1, 2}, {0, 1, 2}]
 
 
 def test_lockstep_runs_on_the_callers_thread_and_through_the_device() -> None:
@@ -513,4 +537,5 @@ def test_lockstep_runs_on_the_callers_thread_and_through_the_device() -> None:
     assert [future.result().index for future in futures] == [0, 1, 2]
     assert [step.index for step in steps] == [3, 4, 5, 6]
     assert names == ["caller"]
-    assert sum(call == "finish" for _, call, _ in device.events) == 7
+    made = 1  # of all layers, which are stepped together where there is one lane
+    assert sum(call == "finish" for _, call, _ in device.events) == 7 + made

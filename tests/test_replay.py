@@ -20,7 +20,7 @@ from asyncprop.methods.train import train as train_session
 from asyncprop.progress import Quiet
 from asyncprop.replay import Ordered, Replay
 from asyncprop.runs import create_run
-from asyncprop.testing import TINY, cross_entropy, same_state
+from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
 from asyncprop.trace import Event, Trace
 
 WORKERS = {
@@ -187,6 +187,9 @@ def test_what_cannot_be_ordered_is_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="turn must be 'free' with an exchange"):
         ap.Engine(model, optimizer, cross_entropy, turn=Ordered(), exchange=ap.Averaging())
+    for turn in (Ordered(), Replay(recorded())):
+        with pytest.raises(ValueError, match="turn must be 'free' or 'lockstep' on a GPU"):
+            ap.Engine(model, optimizer, cross_entropy, turn=turn, device=FakeDevice())
     with pytest.raises(ValueError, match="turn must not be ordered for method sgd"):
         Session(TrainConfig(task="digits", method="sgd", turn="ordered"))
 

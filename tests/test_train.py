@@ -21,7 +21,7 @@ from asyncprop.methods.train import Interrupted, train
 from asyncprop.progress import Quiet
 from asyncprop.runs import create_run, open_run
 from asyncprop.testing import TINY, cross_entropy, plain_loop, same_state, twins
-from asyncprop.trace import Trace
+from asyncprop.trace import Step, Trace
 
 
 def config(**options: Any) -> TrainConfig:
@@ -111,6 +111,30 @@ def test_stopped_and_resumed_in_lockstep_equals_uninterrupted(tmp_path: Path, st
         for file in (tmp_path / "whole" / "steps.jsonl", tmp_path / "part" / "steps.jsonl")
     ]
     assert steps[0] == steps[1]
+
+
+class Noted(Quiet):
+    """Keeps the Steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def on_step(self, session: Session, step: Step) -> None:
+        self.steps.append(step)
+
+
+def test_a_resumed_run_goes_on_in_the_phase_that_it_was_in(tmp_path: Path) -> None:
+    """Of a pass that writes one worker's block only, the other worker's layers have no staleness."""
+    given = config(method="passm", workers=2, prepass_epochs=1, epochs=3)
+    session, first, second = Session(given), Noted(), Noted()
+    with create_run(tmp_path / "run", given) as run, pytest.raises(Interrupted):
+        train(session, run, first, lambda: session.position.epoch == 1)
+    with open_run(tmp_path / "run") as run:
+        train(Session(given, tmp_path / "run" / "checkpoint"), run, second)
+    assert 10 < len(first.steps) < 20
+    assert len(first.steps) + len(second.steps) == 30
+    assert not any(-1 in step.staleness for step in first.steps[:10])
+    assert all(-1 in step.staleness for step in [*first.steps[10:], *second.steps])
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:

@@ -1,12 +1,16 @@
 """Update: clipping, locks, and options that cannot be."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import asyncprop as ap
 from asyncprop.engine import Turn
-from asyncprop.testing import TINY, cross_entropy, same_state, twins
+from asyncprop.engine.layers import find_layers
+from asyncprop.engine.unit import Unit
+from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state, twins
 
 TINY_MLP = TINY["mlp"]
 
@@ -82,6 +86,78 @@ def test_locked_writes_lose_no_update(update) -> None:
     with ap.Engine(model, optimizer, lambda m, x: m(x), workers=ap.Coupled(4), update=update) as engine:
         list(engine.run([torch.ones(1, dtype=torch.float64)] * 100))
     assert torch.equal(model.weight.data, torch.full_like(model.weight.data, -100.0))
+
+
+NAMES = ("0.weight", "0.bias")
+
+
+def unit_of(update: ap.LayerUpdate, mean_squares: dict[str, torch.Tensor] | None = None) -> Unit:
+    """The first layer of the MLP."""
+    layers = find_layers(TINY_MLP.seeded_model(), NAMES)
+    return Unit(layers, update, {} if mean_squares is None else mean_squares, at_once=True)
+
+
+def calls(device: FakeDevice) -> list[tuple[str, int]]:
+    return [(call, stream) for _, call, stream in device.events if call != "thread"]
+
+
+def test_state_is_there_for_all_streams_before_anybody_steps_without_the_lock() -> None:
+    class Checked(FakeDevice):
+        def finish(self, stream: int) -> None:
+            assert unit.lock.locked()
+            assert unit.must_lock(NAMES)
+            super().finish(stream)
+
+    device, unit = Checked(), unit_of(ap.LayerUpdate())
+    with unit.alone(device, 0, NAMES[:1]):
+        pass
+    assert not unit.must_lock(NAMES[:1])
+    assert unit.must_lock(NAMES)
+    for stream in (1, 2):  # the last has waited for the lock while the one before it made what was missing
+        with unit.alone(device, stream, NAMES):
+            pass
+    assert not unit.must_lock(NAMES)
+    assert calls(device) == [("finish", 0), ("finish", 1)]
+
+
+def test_locked_steps_follow_each_other_on_the_device_too() -> None:
+    class Noting(FakeDevice):
+        def wait(self, stream: int, mark: tuple[int, int]) -> None:
+            waited_for.append(mark)
+            super().wait(stream, mark)
+
+    waited_for: list[Any] = []
+    device, unit = Noting(), unit_of(ap.LayerUpdate(write="locked"))
+    with device.thread(1):
+        for stream in (0, 1, 0):
+            with device.use(stream), unit.alone(device, stream, NAMES):
+                pass
+    assert calls(device) == [("mark", 0), ("finish", 0), ("wait", 1), ("mark", 1), ("wait", 0), ("mark", 0)]
+    assert waited_for == [(0, 1), (1, 2)]  # streams, and the ticks of the steps before
+    assert unit.must_lock(NAMES)
+
+
+@pytest.mark.parametrize(("write", "waits"), [("locked", 2 * (9 - 1)), ("lock-free", 0)])
+def test_every_locked_step_waits_for_the_one_before(write: Any, waits: int) -> None:
+    model, device = TINY_MLP.seeded_model(), FakeDevice()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    update = ap.LayerUpdate(write=write)
+    with ap.Engine(model, optimizer, cross_entropy, workers=ap.Coupled(2), update=update, device=device) as engine:
+        list(engine.run(TINY_MLP.batches(9)))
+    assert sum(call == "wait" for call, _ in calls(device)) == waits
+
+
+def test_a_running_mean_is_there_for_all_streams_before_anybody_sees_it() -> None:
+    class Checked(FakeDevice):
+        def finish(self, stream: int) -> None:
+            assert not mean_squares
+            super().finish(stream)
+
+    mean_squares: dict[str, torch.Tensor] = {}
+    device, unit = Checked(), unit_of(ap.LayerUpdate(), mean_squares)
+    made = [unit.mean_square(NAMES[0], torch.ones(2), device, stream) for stream in (0, 1)]
+    assert made[0] is made[1] is mean_squares[NAMES[0]]
+    assert calls(device) == [("finish", 0)]
 
 
 class Scaled(nn.Module):

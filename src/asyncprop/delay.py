@@ -28,6 +28,8 @@ class Delay:
         every: only each so many-th step waits `seconds` (a pause now and then).
         distribution: `"constant"`, or `"exponential"` with mean `seconds`.
         seed: fixes the drawn seconds, by rank and step.
+        steps_before: steps of the rank before the first that is counted here, in a run that goes on: `every` and the
+            drawn seconds go on with them.
     """
 
     rank: int | None = None
@@ -37,6 +39,7 @@ class Delay:
     every: int = 1
     distribution: Literal["constant", "exponential"] = "constant"
     seed: int = 0
+    steps_before: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds < math.inf:
@@ -50,6 +53,7 @@ class Delay:
 
     def seconds_of(self, step: int, rank: int) -> float:
         """Return what a step waits, but for `factor`."""
+        step += self.steps_before
         if (step + 1) % self.every:
             return 0.0
         if self.distribution == "constant" or not self.seconds:

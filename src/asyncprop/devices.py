@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,9 @@ Mark = Any
 """A point in a stream's time: seconds on the CPU, a recorded `torch.cuda.Event` on CUDA."""
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
+_STREAMS: dict[tuple[torch.device, int | str], Stream] = {}
+"""Those of CUDA devices, by device and name; they live as long as the process."""
+_STREAMS_LOCK = threading.Lock()
 
 
 class Device(Protocol):
@@ -37,8 +41,12 @@ class Device(Protocol):
     def thread(self, intraop_threads: int) -> AbstractContextManager[None]:
         """Set, for the `with` block, what PyTorch keeps per thread: intra-op threads, device, backward's thread."""
 
-    def new_stream(self) -> Stream:
-        """Make a stream for one lane."""
+    def stream(self, name: int | str) -> Stream:
+        """Return the stream of this name, the same one at each call: a lane's name is its index.
+
+        All engines of a process share it, so that one finds the memory that an earlier one has freed there. Engines
+        that live at the same time stay correct by it, as the work of each keeps its order, but wait for each other's.
+        """
 
     def current_stream(self) -> Stream:
         """Return the stream that the calling thread's work is queued on now."""
@@ -46,8 +54,16 @@ class Device(Protocol):
     def use(self, stream: Stream) -> AbstractContextManager[Any]:
         """Queue the work of the `with` block on `stream`."""
 
+    def hand_over(self) -> None:
+        """Let every later `receive` wait for what this thread has queued on its current stream so far."""
+
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
-        """Let `stream` use tensors that the user's stream made: wait for them, and keep their memory until then."""
+        """Let `stream` use tensors that were made on the default stream, or handed over: wait for them, and keep their
+        memory until then.
+        """
+
+    def wait(self, stream: Stream, mark: Mark) -> None:
+        """Let what is queued on `stream` from now on begin after `mark`, of whatever stream; the host does not wait."""
 
     def finish(self, stream: Stream) -> None:
         """Wait until all work of `stream` is done."""
@@ -85,7 +101,7 @@ class CpuDevice:
         finally:
             torch.set_num_threads(before)
 
-    def new_stream(self) -> Stream:
+    def stream(self, name: int | str) -> Stream:
         """Return None: the CPU has no streams."""
         return None
 
@@ -97,7 +113,13 @@ class CpuDevice:
         """Do nothing."""
         return _NOTHING
 
+    def hand_over(self) -> None:
+        """Do nothing."""
+
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
+        """Do nothing."""
+
+    def wait(self, stream: Stream, mark: Mark) -> None:
         """Do nothing."""
 
     def finish(self, stream: Stream) -> None:
@@ -117,10 +139,11 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """One CUDA device. Each lane has a stream of its own, which both its forward and its backward pass use in turn.
+    """One CUDA device. Each lane of an engine has its own stream, which its forward and its backward pass use in turn.
 
     A backward op runs on the stream of its forward op, so a lane's pass is ordered by its stream alone. Lanes read and
-    write the shared parameters from different streams without events between them: that race is the algorithm.
+    write the shared parameters from different streams without events between them: that race is the algorithm. A lock
+    orders threads of the host, not streams: where order counts (see `Unit.alone`), it takes `wait` or `finish`, too.
     """
 
     results_are_ready = False
@@ -139,9 +162,17 @@ class CudaDevice:
         ):
             yield
 
-    def new_stream(self) -> Stream:
-        """Make a stream on this device."""
-        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+    def stream(self, name: int | str) -> Stream:
+        """Return the stream of this name, made at the first call.
+
+        PyTorch keeps freed memory, and a workspace of cuBLAS for each thread, per stream: with streams of its own each
+        engine would ask the driver for memory anew, amid its first batches.
+        """
+        with _STREAMS_LOCK:
+            key = (self.device, name)
+            if key not in _STREAMS:
+                _STREAMS[key] = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            return _STREAMS[key]
 
     def current_stream(self) -> Stream:
         """Return this thread's stream on this device, whichever device is current."""
@@ -152,12 +183,22 @@ class CudaDevice:
         context: AbstractContextManager[Any] = torch.cuda.stream(stream)
         return context
 
+    def hand_over(self) -> None:
+        """Order the default stream after the current one, if that is another."""
+        current, default = torch.cuda.current_stream(self.device), torch.cuda.default_stream(self.device)
+        if current != default:
+            default.wait_stream(current)
+
     def receive(self, stream: Stream, tensors: Iterator[torch.Tensor]) -> None:
         """Order `stream` after the default stream, and tell the allocator that `stream` uses the tensors."""
         stream.wait_stream(torch.cuda.default_stream(self.device))
         for tensor in tensors:
             if tensor.is_cuda:
                 tensor.record_stream(stream)
+
+    def wait(self, stream: Stream, mark: Mark) -> None:
+        """Let the stream wait for the event."""
+        stream.wait_event(mark)
 
     def finish(self, stream: Stream) -> None:
         """Wait on the host; the GIL is released meanwhile."""

@@ -52,6 +52,8 @@ class Ordered(Turn):
     pass at a time, layer by layer. If the model has dropout, one forward pass at a time goes on from layer to layer, as
     all draw from one random state; dropout as a function, with no module that tells of it, is not replayed.
 
+    It needs the model on the CPU: on a GPU a moment is when work is queued, not when it reads or writes.
+
     Layers that no module is called for (a tied weight used as a tensor, a compiled model) are held as long as a pass
     may use them, so that the more there are of them, the less runs at once.
     """

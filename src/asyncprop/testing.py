@@ -222,7 +222,7 @@ class FakeDevice:
     def __init__(self) -> None:
         self.events: list[tuple[str, str, int]] = []
         self._lock = threading.Lock()
-        self._streams = 0
+        self._streams: dict[int | str, int] = {}
         self._local = threading.local()
         self._unfinished: set[int] = set()
         self._clock = 0
@@ -238,11 +238,10 @@ class FakeDevice:
         finally:
             self._local.prepared = False
 
-    def new_stream(self) -> int:
-        """Return the next number."""
+    def stream(self, name: int | str) -> int:
+        """Return the number of the stream of this name: how many others were asked for before it."""
         with self._lock:
-            self._streams += 1
-            return self._streams - 1
+            return self._streams.setdefault(name, len(self._streams))
 
     def current_stream(self) -> int:
         """Return the stream that is current on this thread; -1 for that of a thread that has chosen none."""
@@ -258,10 +257,19 @@ class FakeDevice:
         finally:
             self._local.stream = before
 
+    def hand_over(self) -> None:
+        """Note that the thread hands over."""
+        self._note("hand over", -1)
+
     def receive(self, stream: int, tensors: Iterator[Tensor]) -> None:
         """Note that the stream now has its batch."""
         list(tensors)
         self._enqueue("receive", stream)
+
+    def wait(self, stream: int, mark: tuple[int, int]) -> None:
+        """Note that the stream waits for another's mark."""
+        assert 0 < mark[1] <= self._clock, "a wait for what was never marked"
+        self._enqueue("wait", stream)
 
     def finish(self, stream: int) -> None:
         """Finish the stream's work."""

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from asyncprop.devices import Device
+from asyncprop.engine.exchange import Exchange
+from asyncprop.engine.turn import Turn
+
 
 def check_model(model: object) -> None:
     """Refuse modules that cannot be copied over their own storage."""
@@ -73,6 +77,19 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
         )
     if not any(parameter.requires_grad for parameter in steps):
         raise ValueError("optimizer must have a parameter that requires a gradient (all are frozen)")
+
+
+def check_turn(turn: Turn | None, exchange: Exchange | None, device: Device) -> None:
+    """Refuse a turn that orders every read and write where some of them are out of its reach."""
+    if turn is None or not turn.watches_all:
+        return
+    if exchange:
+        raise ValueError("turn must be 'free' with an exchange: what comes from other ranks is not in the trace")
+    if not device.results_are_ready:
+        raise ValueError(
+            "turn must be 'free' or 'lockstep' on a GPU: it orders when reads and writes are queued, not when they "
+            "happen; record and replay with the model on the CPU"
+        )
 
 
 def check_loss_fn(loss_fn: Callable[..., Any]) -> None:

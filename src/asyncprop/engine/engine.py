@@ -31,7 +31,7 @@ from asyncprop.delay import Delay, Delays, current_rank
 from asyncprop.devices import Device, device_of
 from asyncprop.engine.auto import check_auto, choose_workers, look_ahead, numbers_of
 from asyncprop.engine.axes import update_of, workers_of
-from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, compiled_parts
+from asyncprop.engine.checks import check_graph, check_loss_fn, check_model, check_optimizer, check_turn, compiled_parts
 from asyncprop.engine.compiled import Warmer
 from asyncprop.engine.exchange import Exchange, Replica
 from asyncprop.engine.feed import Feed
@@ -112,11 +112,10 @@ class Engine:
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip' (got {on_nonfinite!r})")
         self._lockstep = turn == "lockstep"
         self._turn = None if isinstance(turn, str) else turn
-        if exchange and self._turn and self._turn.watches_all:
-            raise ValueError("turn must be 'free' with an exchange: what comes from other ranks is not in the trace")
         self._clock = self._turn.clock if self._turn else SYSTEM
         self._recorder = trace
         self._device = device or device_of(list(model.parameters()))
+        check_turn(self._turn, exchange, self._device)
         self._is_auto = isinstance(self._workers, Decoupled) and self._workers.auto and not self._lockstep
         self._awaits_plan = self._is_auto
         if self._is_auto:
@@ -212,6 +211,7 @@ class Engine:
                     return
                 self._choose_workers(first)
             self._lanes.refresh()
+            self._device.hand_over()
             self._feed.start(iter(loader), lead=1 if self._lockstep else self._lanes.count + RUN_AHEAD)
             while (step := self._next_step()) is not None:
                 yield step
@@ -233,6 +233,7 @@ class Engine:
             self._choose_workers([batch])
         if self._feed.idle:
             self._lanes.refresh()
+        self._device.hand_over()
         future = self._feed.submit(batch, room=self._lanes.count)
         if self._crew and self._crew.inline:
             self._crew.train_inline()

@@ -26,6 +26,7 @@ class Lane:
     """One copy of the model over the user's storage, and what the pass in it has read.
 
     Attributes:
+        device, stream: where its passes are queued.
         module: what `loss_fn` is handed.
         leaves: the lane's parameter for each name of `model.named_parameters()`.
         read: the version of each layer that the current pass read.
@@ -37,7 +38,8 @@ class Lane:
     ) -> None:
         self.index = index
         self.layers = layers
-        self.stream = device.new_stream()
+        self.device = device
+        self.stream = device.stream(index)
         with device.use(self.stream):  # a leaf remembers the stream that was current at its creation
             self.module = share_storage(model, {name for layer in layers for name in layer.parameters})
         self.leaves = dict(self.module.named_parameters())

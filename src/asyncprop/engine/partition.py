@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncprop.devices import Device
+from asyncprop.devices import Device, tensors_in
 from asyncprop.engine.layers import Layer
 
 REPEATS = 3
@@ -100,8 +100,9 @@ def measure_backward(
         device: on which the module is.
     """
     leaves = dict(module.named_parameters())
-    stream = device.new_stream()
+    stream = device.stream(0)  # no pass is under way, and the first lane finds the memory there afterwards
     with device.use(stream):
+        device.receive(stream, tensors_in(batch))  # and wait for the copy of the module, too
         loss = torch.stack([loss.reshape(()) for loss in losses_of(module, batch)]).sum()
 
         def seconds(first: int, last: int) -> float:

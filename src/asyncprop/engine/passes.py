@@ -110,6 +110,7 @@ class Passes:
     def forward(self, lane: Lane, work: Work) -> Pending:
         """Compute the losses of a batch in a lane, reading whatever the parameters hold (paper, Alg. 1)."""
         device = self.device
+        device.hand_over()  # a batch that the loader has made on this thread
         with device.use(lane.stream):
             device.receive(lane.stream, tensors_in(work.batch))
             if self._notes_reads:

@@ -177,10 +177,13 @@ class Stepper:
 
     @torch.no_grad()
     def _compensate(self, unit: LaneUnit, compensation: Compensation) -> None:
+        lane = self.lane
         for name, leaf in zip(unit.names, unit.leaves, strict=True):
             if leaf.grad is not None:
-                mean_square = unit.unit.mean_square(name, leaf) if compensation.adaptive else None
-                compensation.correct(leaf.grad, leaf, self.lane.values_read[name], mean_square)
+                mean_square = None
+                if compensation.adaptive:
+                    mean_square = unit.unit.mean_square(name, leaf, lane.device, lane.stream)
+                compensation.correct(leaf.grad, leaf, lane.values_read[name], mean_square)
 
     @torch.no_grad()
     def _attenuate(self, unit: LaneUnit, attenuation: Attenuation) -> None:
@@ -200,16 +203,13 @@ class Stepper:
     def _write(self, unit: LaneUnit, names: Sequence[str], others: Given | None) -> Given:
         """Write the parameters; the one place where passes meet in shared memory.
 
-        Guarantees: a parameter's optimizer state is made by one thread alone; with `write="locked"` so is every
+        Guarantees: a parameter's optimizer state is made by one pass alone; with `write="locked"` so is every
         update. Assumes: the leaf's storage is the user's parameter's. The race that is wanted, when lock-free: two
         passes may read and write the same floats at once; then some of one update's increments are lost, or land on
         a momentum that the other is half through. And forward passes read while this writes (paper, Sec. 3.2).
         """
-        if unit.unit.must_lock(names):
-            with unit.unit.lock:
-                given = unit.view.step(others)
-                unit.unit.stateless.difference_update(names)
-        else:
+        alone = unit.unit.must_lock(names)
+        with unit.unit.alone(self.lane.device, self.lane.stream, names) if alone else NOTHING:
             given = unit.view.step(others)
         written = set(names)
         for layer in unit.unit.layers:

@@ -33,7 +33,8 @@ class Turn:
 
     Attributes:
         clock: of the engine's threads.
-        watches_all: whether it is to be asked at `read again` and `read back`, too, and told by `left`.
+        watches_all: whether it is to be asked at `read again` and `read back`, too, and told by `left`, so as to order
+            every read and write. Refused on a GPU: moments are those of the host, at which work is only queued there.
     """
 
     clock: Clock = SYSTEM

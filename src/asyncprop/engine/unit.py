@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from asyncprop.devices import Device, Mark, Stream
 from asyncprop.engine.lane import Lane
 from asyncprop.engine.layers import Layer
 from asyncprop.engine.optimizer import OptimizerView, States
@@ -37,21 +39,43 @@ class Unit:
         self.lock = threading.Lock()
         self.stateless = {name for layer in layers for name in layer.parameters}
         self.mean_squares = mean_squares
+        self._stepped: Mark | None = None  # where the last step ends on the device, if steps are locked
         self._noted: list[dict[str, Any]] = []
         self._seen: list[Any] = []
 
     def must_lock(self, names_with_gradient: Sequence[str]) -> bool:
         """Tell whether this step must be alone: asked for, or some parameter's state is yet to be made."""
-        if self.update.write == "locked":
-            return True
-        return bool(self.stateless) and any(name in self.stateless for name in names_with_gradient)
+        return self.update.write == "locked" or self._lacks_state(names_with_gradient)
 
-    def mean_square(self, name: str, like: torch.Tensor) -> torch.Tensor:
+    @contextmanager
+    def alone(self, device: Device, stream: Stream, names: Sequence[str]) -> Iterator[None]:
+        """Step `names` in the `with` block as nobody else does, neither on the host nor on the device.
+
+        Guarantees: a locked step begins on the device when the one before it has ended there. State that was made is
+        there, for every stream, before anybody can step without the lock.
+        """
+        with self.lock:
+            if self._stepped is not None:
+                device.wait(stream, self._stepped)
+            yield
+            if self.update.write == "locked":
+                self._stepped = device.mark()
+            if self._lacks_state(names):
+                device.finish(stream)
+                self.stateless.difference_update(names)
+
+    def mean_square(self, name: str, like: torch.Tensor, device: Device, stream: Stream) -> torch.Tensor:
         """Return the running mean of squared gradients of a parameter, which all lanes share (see Compensation)."""
         if name not in self.mean_squares:
             with self.lock:
-                self.mean_squares.setdefault(name, torch.zeros_like(like))
+                if name not in self.mean_squares:
+                    zeros = torch.zeros_like(like)
+                    device.finish(stream)  # other streams see it from here on
+                    self.mean_squares[name] = zeros
         return self.mean_squares[name]
+
+    def _lacks_state(self, names: Sequence[str]) -> bool:
+        return bool(self.stateless) and any(name in self.stateless for name in names)
 
     def note_if_new(self, given: Given) -> str:
         """Return the hyper-parameters of a step as text, or nothing if they are those of the step before.

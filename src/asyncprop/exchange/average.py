@@ -53,7 +53,7 @@ class Averaging(Exchange):
         if not distributed.is_initialized() or distributed.get_world_size() == 1:
             return
         self._replica = replica
-        self._stream = replica.device.new_stream()
+        self._stream = replica.device.stream("exchange")
         _check_same_model(replica)
         self._group = distributed.new_group()
         for tensor in (*self._parameters(), *replica.model.buffers()):

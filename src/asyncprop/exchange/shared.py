@@ -33,7 +33,7 @@ class Shared:
     def __init__(self, replica: Replica, members: Members, store: Store, wire: Wire, tally: GossipTally) -> None:
         self.replica, self.members, self.store, self.wire, self.tally = replica, members, store, wire, tally
         self.parameters = dict(replica.model.named_parameters())
-        self.stream = replica.device.new_stream()
+        self.stream = replica.device.stream("exchange")
         self.weights = Weights(len(replica.layers))
         self.updates = [0] * len(replica.layers)
         self.unsent_bytes = 0

@@ -172,13 +172,14 @@ class Session:
         alone: bool = False,
     ) -> Trainer:
         config = self.config
+        done = self.position.steps // self.world.size
         return open_trainer(
             config,
             config.method,
             model,
             optimizer,
             self.loss,
-            extent=Extent(self.batches_per_epoch, self.epochs, self.world.size),
+            extent=Extent(self.batches_per_epoch, self.epochs, self.world.size, done=done),
             turn=turn,
             trace=trace,
             seed=config.seed,

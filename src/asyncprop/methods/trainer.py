@@ -62,16 +62,24 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How long a run is, for what a method does in phases: batches of one rank, and ranks."""
+    """How long a run is, for what a method does in phases: batches of one rank, and ranks.
+
+    `done` are batches of one rank that were trained before, in a run that goes on: trainers count from their own start.
+    """
 
     batches_per_epoch: int
     epochs: int
     ranks: int = 1
     blocks: Blocks | None = None
+    done: int = 0
 
     def batches(self, epochs: float) -> int:
         """Return the batches of one rank in so many epochs."""
         return round(epochs * self.batches_per_epoch / self.ranks)
+
+    def left(self, epochs: float) -> int:
+        """Return how many of the run's first so many epochs are still to come, in batches of one rank."""
+        return max(0, self.batches(epochs) - self.done)
 
 
 def open_trainer(
@@ -114,7 +122,7 @@ def open_trainer(
     meeting = meeting_of(method, options.exchange)
     refuse_what_it_lacks(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
-    delays = tuple(replace(delay, seed=delay.seed + seed) for delay in given)
+    delays = tuple(replace(delay, seed=delay.seed + seed, steps_before=extent.done) for delay in given)
     if rank is not None:
         delays = on_rank(delays, rank)
     if row.workers is None and isinstance(turn, Turn):
@@ -159,7 +167,7 @@ def _open_loop(
         return DecentLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
     return PostLocalSgdLoop(
         model, optimizer, loss_fn, delays=waits, trace=trace, period=options.period or 8,
-        warm_up_batches=extent.batches(options.prepass_epochs or 0),
+        warm_up_batches=extent.left(options.prepass_epochs or 0),
     )  # fmt: skip
 
 
@@ -201,7 +209,7 @@ def _partition(options: Options, row: Method, extent: Extent) -> Partition:
     prepass = 1.0 if options.prepass_epochs is None else options.prepass_epochs
     return Partition(
         blocks=extent.blocks,
-        warm_up_batches=extent.batches(prepass),
+        warm_up_batches=extent.left(prepass),
         alternate=row.partition == "all, own block in turn",
     )
 
@@ -211,7 +219,7 @@ def _exchange(
 ) -> Exchange | None:
     """Gossip, or average as often as can be in the first half of the run, then every `period` batches, as published."""
     if meeting != "gossip":
-        return Averaging(period=options.period or 8, dense_batches=extent.batches(extent.epochs / 2))
+        return Averaging(period=options.period or 8, dense_batches=extent.left(extent.epochs / 2))
     if alone:
         return None
     names = ("topology", "period", "probability", "bucket_bytes", "wire", "timeout_s")
