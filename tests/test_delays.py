@@ -57,12 +57,30 @@ def test_files_that_cannot_be_set_side_by_side(tmp_path: Path) -> None:
         read_comparisons([tmp_path / "other.json"])
     with pytest.raises(ValueError, match="these differ in epochs"):
         read_comparisons(write(tmp_path, comparison(None, {"a": 1.0}), comparison(None, {"a": 1.0}, epochs=3)))
+    one, other = comparison(None, {"a": 1.0}), {**comparison(None, {"a": 1.0}), "target": 0.5}
+    with pytest.raises(ValueError, match=r"must have one target \(got 0.9 and 0.5\)"):
+        read_comparisons(write(tmp_path, one, other))
+    with pytest.raises(ValueError, match=r"must begin with the same method \(got a and b\)"):
+        read_comparisons(write(tmp_path, one, comparison(None, {"b": 1.0})))
     older = comparison(None, {"a": 1.0})
     del older["rows"][0]["crosses_target_s_mean"]
     with pytest.raises(ValueError, match=r"must tell when .* \(.*0\.json is older, .* its --out, which keeps finished"):
         read_comparisons(write(tmp_path, older))
     with pytest.raises(ValueError, match=r"one delay each, in seconds \(got rank=1,factor=3\)"):
         delay_rows([comparison("rank=1,factor=3", {"a": 1.0})])
+
+
+def test_a_method_may_be_missing_at_some_delays(tmp_path: Path) -> None:
+    files = write(
+        tmp_path,
+        comparison(None, {"ddp": 4.0, "layup": 4.0}, methods="ddp,layup"),
+        comparison("seconds=2", {"ddp": 20.0, "peer": 10.0, "layup": 5.0}, methods="ddp,peer,layup"),
+    )
+    found = delay_rows(read_comparisons(files))
+    assert "| 0 | 4.0 ± 0.5 | 4.0 ± 0.5 | – | 1.00 | – |" in delay_markdown(found)
+    assert "| 2 | 20.0 ± 0.5 | 5.0 ± 0.5 | 10.0 ± 0.5 | 4.00 | 2.00 |" in delay_markdown(found)
+    plot_delays(found, tmp_path / "curve.svg")
+    assert "peer" in (tmp_path / "curve.svg").read_text()
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Delays: comparisons that differ in their delay alone, as one table: what a straggler costs each method."""
+"""Delays: comparisons that differ in their delay, as one table: what a straggler costs each method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
 
     Raises:
         ValueError: if a file is no comparison, or an older one that does not tell when runs cross the target, or the
-            comparisons are not of the same runs but for their delay.
+            comparisons are not of the same runs but for their delay. Some may have methods that others have not; the
+            first method is in all.
     """
     if not files:
         raise ValueError("comparisons must be given: the files that asyncprop compare --json has written")
@@ -36,10 +37,16 @@ def read_comparisons(files: Sequence[Path]) -> list[Comparison]:
             )
         found.append(comparison)
     for comparison in found[1:]:
-        ours, theirs = ({**c["config"], "delay": None} for c in (found[0], comparison))
+        ours, theirs = ({**c["config"], "delay": None, "methods": None} for c in (found[0], comparison))
         if ours != theirs:
             wrong = ", ".join(sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)))
             raise ValueError(f"comparisons must differ in their delay alone (these differ in {wrong})")
+        if (one := found[0]["target"]) != (other := comparison["target"]):
+            raise ValueError(
+                f"comparisons must have one target (got {one:g} and {other:g}): compare with --target NUMBER"
+            )
+        if (first := found[0]["rows"][0]["method"]) != (another := comparison["rows"][0]["method"]):
+            raise ValueError(f"comparisons must begin with the same method (got {first} and {another})")
     return found
 
 
@@ -48,8 +55,8 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
     The time is that at which the line through the evaluations crosses the target: a step of an epoch is coarse here.
 
-    Each row has `delay_s` and, by method, `mean_s` and `std_s` (None if not every run reached the target), `reached`,
-    `n`, and `ratio`, the first method's mean over this one's.
+    Each row has `delay_s` and, by the methods that were compared there, `mean_s` and `std_s` (None if not every run
+    reached the target), `reached`, `n`, and `ratio`, the first method's mean over this one's.
     """
     rows = []
     for comparison in comparisons:
@@ -84,25 +91,32 @@ def _seconds(delay: str | None) -> float:
 
 
 def _table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    methods = list(found["rows"][0]["methods"])
+    methods = methods_of(found)
     columns = ["delay (s per step)", *methods, *(f"{methods[0]} / {method}" for method in methods[1:])]
     lines = []
     for row in found["rows"]:
         cells = row["methods"]
-        times = [_time(cells[method]) for method in methods]
-        ratios = [f"{ratio:.2f}" if (ratio := cells[method]["ratio"]) else "–" for method in methods[1:]]
+        times = [_time(cells.get(method)) for method in methods]
+        ratios = [f"{ratio:.2f}" if (ratio := cells.get(method, {}).get("ratio")) else "–" for method in methods[1:]]
         lines.append([f"{row['delay_s']:g}", *times, *ratios])
     return columns, lines
 
 
-def _time(cell: dict[str, Any]) -> str:
+def methods_of(found: dict[str, Any]) -> list[str]:
+    """Return the methods of all rows, in the order in which they first come."""
+    return list(dict.fromkeys(method for row in found["rows"] for method in row["methods"]))
+
+
+def _time(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "–"
     if cell["mean_s"] is None:
         return f"reached by {cell['reached']} of {cell['n']}"
     return f"{cell['mean_s']:.1f}" + (f" ± {cell['std_s']:.1f}" if cell["std_s"] is not None else "")
 
 
 def _title(found: dict[str, Any]) -> str:
-    return f"{found['task']}: seconds of training until {found['target']:.4g}, by delay of one rank"
+    return f"{found['task']}: seconds of training until {found['target']:.4g}, by delay"
 
 
 def print_delays(found: dict[str, Any], stream: TextIO) -> None:

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from asyncprop.report.delays import methods_of
+
 
 def check_picture(path: Path) -> None:
     """Refuse, before hours of work, a picture that could not be drawn after them.
@@ -33,7 +35,7 @@ def new_figure(path: Path) -> tuple[Any, Any]:
 
 
 def plot_delays(found: dict[str, Any], path: Path) -> None:
-    """Draw each method's time to target against the delay of one rank; the legend says where not every run reached it.
+    """Draw each method's time to target against the delay; the legend says where not every run reached it.
 
     Args:
         found: what `report.delays.delay_rows` returns.
@@ -45,8 +47,8 @@ def plot_delays(found: dict[str, Any], path: Path) -> None:
     figure, axes = new_figure(path)
     from matplotlib import rc_context
 
-    rows = found["rows"]
-    for method, marker in zip(rows[0]["methods"], "osD^vP*X<>", strict=False):
+    for method, marker in zip(methods_of(found), "osD^vP*X<>", strict=False):
+        rows = [row for row in found["rows"] if method in row["methods"]]
         cells = [(row["delay_s"], row["methods"][method]) for row in rows if row["methods"][method]["mean_s"]]
         missed = [f"{row['delay_s']:g}" for row in rows if not row["methods"][method]["mean_s"]]
         axes.errorbar(
@@ -57,7 +59,7 @@ def plot_delays(found: dict[str, Any], path: Path) -> None:
             capsize=3,
             label=f"{method}, not by every run at {', '.join(missed)} s" if missed else method,
         )
-    axes.set_xlabel("delay of one rank (s per step)")
+    axes.set_xlabel("delay (s per step)")
     axes.set_ylabel(f"training time to {found['target']:.4g} (s)")
     axes.set_title(found["task"])
     axes.set_ylim(bottom=0)
