@@ -32,6 +32,7 @@ class Position:
         epochs_to_target, time_to_target_s: when the target was first reached.
         peak_memory_bytes: the highest so far.
         history: the rows of `epochs.jsonl`.
+        lines: of the folder's `steps.jsonl` and `epochs.jsonl` that belong to a checkpoint (see `Run`).
     """
 
     epoch: int = 0
@@ -48,6 +49,7 @@ class Position:
     time_to_target_s: float | None = None
     peak_memory_bytes: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[int] | None = None
 
     def add(self, step: Step) -> None:
         """Count a finished batch."""

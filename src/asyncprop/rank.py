@@ -141,7 +141,7 @@ class _Folder:
 
     def tell(self) -> None:
         """Tell all ranks, and those that will join, what is trained and where it is written."""
-        from asyncprop.runs import create_run, open_run
+        from asyncprop.runs import take_over
 
         members, config = self._world.members, self._config
         if members is None:
@@ -150,8 +150,7 @@ class _Folder:
             own = {"config": config.model_dump(mode="json"), "path": str(self.run.path.resolve())} if self.run else None
             members.board.put(TOLD, self._world.gather(own)[0])
         path = Path(members.board.get(TOLD)["path"])
-        # On a machine that does not have the folder, what is still to come is written to one of that name.
-        self._open = lambda: open_run(path) if path.exists() else create_run(path, config)
+        self._open = lambda: take_over(path, config)
 
 
 def print_result(result: dict[str, Any], path: Path) -> int:

@@ -232,15 +232,23 @@ class Session:
     def save(self, journal: Journal) -> None:
         """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
 
-        All ranks call it, and none returns before it is written.
+        All ranks call it, and none returns, or forgets the lines, before it is written: if the first rank dies at it,
+        or hangs, the next one writes.
         """
         peak = sum(self.world.gather(peak_memory_bytes()))
         self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
         states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
-        if run := journal.write():
-            save_checkpoint(run.checkpoint, self.model, states, self.position)
-        self.world.gather(None)
+        while not any(self.world.gather(self._write(journal, states))):
+            pass
         journal.forget()
+
+    def _write(self, journal: Journal, states: list[dict[str, Any]]) -> bool:
+        """Write lines and checkpoint, if this rank is the first; tell whether they are on the disk."""
+        if (run := journal.write()) is None:
+            return False
+        self.position.lines = list(run.lines)
+        save_checkpoint(run.checkpoint, self.model, states, self.position)
+        return True
 
     def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
         return Batches(
