@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -211,11 +212,20 @@ def _commit() -> str | None:
 
 
 def _reopen(path: Path, lines: int) -> TextIO:
-    """Open a file of lines for appending after its first `lines`."""
+    """Open a file of lines for appending after its first `lines`.
+
+    They are copied: whoever has the old file open still, as a rank that hung while it wrote, has it alone.
+    """
     if path.exists():
-        with path.open("r+b") as file:
+        with path.open("rb") as file:
             for number in range(lines):
                 if not file.readline().endswith(b"\n"):
                     raise ValueError(f"{path} must have {lines} whole lines (it has {number}): the run is damaged")
-            file.truncate(file.tell())
+            end = file.tell()
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        shutil.copyfile(path, aside)
+        with aside.open("r+b") as copy:
+            copy.truncate(end)
+            os.fsync(copy.fileno())
+        aside.replace(path)
     return path.open("a", encoding="utf-8")
