@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
@@ -190,7 +190,7 @@ class Session:
     def open_share(self) -> Share:
         """Return this rank's share of what is left of the present epoch."""
         self._shares_opened += 1
-        counter = self.world.counter(f"{self._name}-{self._shares_opened}")
+        name = f"{self._name}-{self._shares_opened}"
         start, count = self.position.batch, self.batches_per_epoch
         position = copy.deepcopy(vars(self.position))
         self._begun = {"name": self._name, "shares_opened": self._shares_opened, "position": position}
@@ -199,7 +199,9 @@ class Session:
             raise ValueError(
                 f"ranks must be at most the batches of an epoch, {self.batches_per_epoch} (got {self.world.size})"
             )
-        return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
+        if in_step:
+            return Rounds(_store(name), start, count, self.world)
+        return Claims(self.world.counter(name), start, count)
 
     def close_share(self) -> None:
         """Note that the segment ends: who joins now waits for the next."""
@@ -266,6 +268,12 @@ def peak_memory_bytes() -> int:
     """Return the most memory that this process has had resident so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _store(name: str) -> Any:
+    """Return a store that all ranks of torch.distributed share, for what is called `name` alone."""
+    default = distributed.distributed_c10d._get_default_store()
+    return distributed.PrefixStore(f"asyncprop/{name}", default)  # type: ignore[attr-defined]
 
 
 def _device(name: str) -> torch.device:
