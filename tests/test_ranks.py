@@ -92,3 +92,14 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
         os.kill(train.pid_of(1), signal.SIGKILL)
         assert train.read_to_the_end() == 1
     assert "rank 1 failed first" in train.lines[-1] or "rank 0: the run failed" in "".join(train.lines)
+
+
+def test_ranks_that_must_all_live_are_asked_to_end(tmp_path: Path) -> None:
+    with command(
+        "digits", "--ranks", "2", "--method", "ddp", "--epochs", "100000", "--out", str(tmp_path / "run")
+    ) as train:
+        train.read_epochs(1)
+        assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
+    said = "".join(train.lines)
+    assert f"to go on: asyncprop train --resume {tmp_path / 'run'}" in said
+    assert "Traceback" not in said

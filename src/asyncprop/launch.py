@@ -30,8 +30,10 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     """Run `asyncprop ARGUMENTS` in so many processes, and wait for them. If one fails, the others are ended.
 
     Returns:
-        The exit code: 0, or that of the rank that failed first; and what to say of it.
+        The exit code: 0, or that of the rank that failed first, or what a shell expects of a process that was asked to
+        end; and what to say of it.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -52,6 +54,8 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return (failure.exitcode if failure.exitcode > 0 else 1), f"rank {rank} failed first"
+    except SignalException as asked:  # it was passed on, and the ranks have ended
+        return SIGNALLED + asked.sigval, ""
     return 0, ""
 
 
