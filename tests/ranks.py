@@ -21,6 +21,8 @@ from asyncprop.runs import create_run
 from asyncprop.testing import TINY, cross_entropy
 
 EPOCHS = 6
+STOPPED = ("ddp", "post-local-sgd", "async-lu")
+"""Methods that are stopped, and resumed."""
 SAMPLES = 352  # 11 batches of 32: one more than two ranks can share evenly
 
 
@@ -116,7 +118,7 @@ def main(out: Path) -> None:
                 )
         found["fp16"] = run(out, "fp16", config("ddp", comm_hook="fp16"), world)
         found["powersgd"] = run(out, "powersgd", config("ddp", comm_hook="powersgd"), world)
-        for method in ("ddp", "async-lu"):
+        for method in STOPPED:
             asked = iter([False] + [True] * 1000)
             found[f"stopped {method}"] = run(out, f"stopped-{method}", config(method), world, lambda: next(asked))  # noqa: B023
         found["settled"] = settled(ap.Averaging(period=1000), world, 3)

@@ -68,6 +68,82 @@ def test_dying_at_any_stage_leaves_a_good_one(tmp_path: Path, monkeypatch: pytes
     assert load_checkpoint(link, *trained(1))[0].steps == 2
 
 
+def test_dying_at_the_same_position_again_leaves_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a run is stopped right after it was resumed."""
+    model, optimizer = trained(1)
+    link = tmp_path / "checkpoint"
+    save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=1))
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "save_model", die)
+        save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=1))
+    assert load_checkpoint(link, *trained(2))[0].steps == 1
+    for samples in (4, 5):
+        save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=1, samples=samples))
+        assert load_checkpoint(link, *trained(2))[0].samples == samples
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.is_symlink())
+
+
+@pytest.mark.parametrize("stage", ["save_model", "torch.save", "Path.symlink_to", "_sync"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_who_hung_while_it_wrote_leaves_what_others_wrote_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, steps: int
+) -> None:
+    """The other writes the same position as the one that hangs, and perhaps a later one, and goes on with a next."""
+    model, optimizer = trained(1)
+    states, link = [rank_state(optimizer, {})], tmp_path / "checkpoint"
+    home, _, name = stage.rpartition(".")
+    owner = {"": module, "torch": torch, "Path": Path}[home]
+    original = getattr(owner, name)
+
+    def hang(*args: object, **kwargs: object) -> object:
+        monkeypatch.setattr(owner, name, original)
+        for step in range(1, steps + 1):
+            save_checkpoint(link, model, states, Position(steps=step))
+        (tmp_path / "checkpoint-000000003-00000").mkdir()  # and is at the next
+        return original(*args, **kwargs)
+
+    save_checkpoint(link, model, states, Position(steps=0))
+    monkeypatch.setattr(owner, name, hang)
+    save_checkpoint(link, model, states, Position(steps=1))
+    assert load_checkpoint(link, *trained(2))[0].steps == steps
+    current = link.resolve().name
+    assert current > "checkpoint-000000001-00000"
+    assert folders(tmp_path) == [current, "checkpoint-000000003-00000"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_symlink()] == ["checkpoint"]
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained(1)
+    link = tmp_path / "checkpoint"
+    save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=1))
+
+    def full(*args: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(link, model, [rank_state(optimizer, {})], Position(steps=2))
+    assert load_checkpoint(link, *trained(2))[0].steps == 1
+
+
+def test_the_folder_s_name_is_on_the_disk_before_the_link_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace_link = module._sync, Path.replace
+    monkeypatch.setattr(module, "_sync", lambda path: (done.append(path.name), sync(path))[1])
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("the link"), replace_link(path, to))[1])
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path / "checkpoint", model, [rank_state(optimizer, {})], Position())
+    assert done[-4:] == ["checkpoint-000000000-00000", tmp_path.name, "the link", tmp_path.name]
+
+
 def test_of_another_model_or_none_at_all(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     with pytest.raises(ValueError, match="resume must be a run with a checkpoint"):

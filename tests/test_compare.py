@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from asyncprop.config import CompareConfig
-from asyncprop.methods.compare import TUNE_SEED, RunFailedError, _plan, _variants, compare
+from asyncprop.methods.compare import TUNE_SEED, RunFailedError, _make, _plan, _variants, compare
 from asyncprop.methods.tune import parse_grid, points
 from asyncprop.report.rows import comparison
 from asyncprop.report.tables import comparison_markdown, print_comparison
+from asyncprop.runs import create_run
 
 SMALL = {"task": "digits", "epochs": 2, "train_samples": 320, "test_samples": 100}
 
@@ -68,6 +70,20 @@ def test_a_comparison_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "out" / "sgd_seed-0" / "result.json").unlink()
     third = compare(config, tmp_path / "out", io.StringIO())  # goes on from its checkpoint: nothing is left to train
     assert third["rows"][0]["best_accuracy_mean"] == made["rows"][0]["best_accuracy_mean"]
+
+
+@pytest.mark.parametrize("has", ["result.json", "checkpoint", "neither"])
+def test_a_folder_of_another_run_is_neither_kept_nor_gone_on_with_nor_removed(tmp_path: Path, has: str) -> None:
+    config = CompareConfig(methods="sgd", seeds=1, **SMALL)
+    planned = next(_plan(config, _variants(config), tmp_path))
+    create_run(planned.folder, planned.config.model_copy(update={"lr": 0.3})).close()
+    if has == "result.json":
+        (planned.folder / has).write_text('{"best_metric": 0.5}')
+    elif has == "checkpoint":
+        (planned.folder / has).mkdir()
+    with pytest.raises(ValueError, match=r"must be a run of this comparison \(its config.toml differs\): remove it"):
+        _make(planned, Console(file=io.StringIO()), "sgd")
+    assert (planned.folder / "config.toml").is_file()
 
 
 def test_kept_runs_keep_where_they_come_from(tmp_path: Path) -> None:

@@ -59,3 +59,13 @@ def test_it_goes_on_with_another_number_of_ranks(out: Path) -> None:
     steps = rows(out)
     assert [row["step"] for row in steps] == list(range(len(steps)))
     assert {row["rank"] for row in steps[before:]} == {0, 1}
+
+
+def test_a_folder_that_is_refused_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with command("digits", "--method", "layup", "--ranks", "3", "--quiet", "--out", str(tmp_path)) as train:
+        assert train.read_to_the_end() == 2
+    said = [line for line in train.lines if "asyncprop: " in line]
+    assert len(said) == 1, "".join(train.lines)
+    assert said[0].startswith("asyncprop: out must be a new or empty folder")
+    assert "Traceback" not in "".join(train.lines)

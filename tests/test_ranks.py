@@ -12,9 +12,7 @@ import pytest
 import torch
 
 import ranks
-from asyncprop.exchange.world import Counter, World
 from asyncprop.methods import METHODS
-from asyncprop.methods.shares import Claims, Rounds
 from asyncprop.testing import TINY, plain_loop
 from processes import command
 
@@ -33,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return out, [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", [*ON_RANKS, "fp16", "powersgd", "stopped ddp", "stopped async-lu"])
+@pytest.mark.parametrize("name", [*ON_RANKS, "fp16", "powersgd", *map("stopped {}".format, ranks.STOPPED)])
 def test_ranks_learn_together_and_end_equal(found: tuple[Path, list[dict[str, Any]]], name: str) -> None:
     out, (first, second) = found
     assert first[name]["parameters"] == second[name]["parameters"]
@@ -50,7 +48,7 @@ def test_ranks_learn_together_and_end_equal(found: tuple[Path, list[dict[str, An
     assert result["samples"] == 32 * batches * ranks.EPOCHS
 
 
-@pytest.mark.parametrize("method", ["ddp", "async-lu"])
+@pytest.mark.parametrize("method", ranks.STOPPED)
 def test_a_stopped_run_goes_on_where_it_was(found: tuple[Path, list[dict[str, Any]]], method: str) -> None:
     _, both = found
     at = {rank[f"stopped {method}"]["resumed_at"] for rank in both}
@@ -96,52 +94,12 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path) -> None:
     assert "rank 1 failed first" in train.lines[-1] or "rank 0: the run failed" in "".join(train.lines)
 
 
-# ---- shares
-
-
-class Two(World):
-    """A world of two, of which this is one; nothing is sent."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank, self.size = rank, 2
-
-
-def test_claims_hand_out_each_number_once() -> None:
-    counter = Counter(None, "")
-    first, second = Claims(counter, 3, 9), Claims(counter, 3, 9)
-    a, b = iter(first), iter(second)
-    assert [next(a), next(b), next(b), next(a)] == [3, 4, 5, 6]
-    assert (first.others, second.others) == (2, 1)
-    second.stop()
-    first.stop()
-    assert list(a) == list(b) == []
-    assert (first.ended, second.ended) == (None, 7)
-
-
-def test_claims_to_the_end() -> None:
-    claims = Claims(Counter(None, ""), 0, 3)
-    assert list(claims) == [0, 1, 2]
-    assert claims.ended is None
-    claims.stop()
-    assert claims.ended == 3
-
-
-def test_rounds_give_every_rank_as_many() -> None:
-    counter = Counter(None, "")
-    shares = [Rounds(counter, 2, 11, Two(rank)) for rank in range(2)]
-    assert [list(share) for share in shares] == [[2, 4, 6, 8], [3, 5, 7, 9]]
-    assert [share.ended for share in shares] == [None, None]
-
-
-def test_rounds_end_together() -> None:
-    counter = Counter(None, "")
-    first, second = (Rounds(counter, 0, 20, Two(rank)) for rank in range(2))
-    a, b = iter(first), iter(second)
-    taken = [next(a), next(b), next(a)]
-    first.stop()
-    first.stop()
-    second.stop()
-    taken += [*a, *b]
-    assert sorted(taken) == list(range(6))
-    assert first.ended == second.ended == 6
+def test_ranks_that_must_all_live_are_asked_to_end(tmp_path: Path) -> None:
+    with command(
+        "digits", "--ranks", "2", "--method", "ddp", "--epochs", "100000", "--out", str(tmp_path / "run")
+    ) as train:
+        train.read_epochs(1)
+        assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
+    said = "".join(train.lines)
+    assert f"to go on: asyncprop train --resume {tmp_path / 'run'}" in said
+    assert "Traceback" not in said

@@ -55,10 +55,25 @@ def test_lines_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 9}\n'
 
 
+def test_who_hung_while_it_wrote_lines_adds_none_to_those_of_the_next(tmp_path: Path) -> None:
+    with Run(tmp_path, CONFIG) as hung:
+        hung.add_step({"step": 0})
+        hung.flush()
+        hung.add_step({"step": 1})  # it is in a buffer
+        with Run(tmp_path, CONFIG, steps=1) as run:
+            run.add_step({"step": 1})
+            run.flush()
+            hung.flush()
+            run.add_step({"step": 2})
+    assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epochs.jsonl", "steps.jsonl"]
+
+
 def test_a_run_that_lost_lines_is_told(tmp_path: Path) -> None:
     (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match="must have 5 whole lines"):
         Run(tmp_path, CONFIG, steps=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ class Position:
         epochs_to_target, time_to_target_s: when the target was first reached.
         peak_memory_bytes: the highest so far.
         history: the rows of `epochs.jsonl`.
+        lines: of the folder's `steps.jsonl` and `epochs.jsonl` that belong to a checkpoint (see `Run`).
     """
 
     epoch: int = 0
@@ -47,6 +49,7 @@ class Position:
     time_to_target_s: float | None = None
     peak_memory_bytes: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[int] | None = None
 
     def add(self, step: Step) -> None:
         """Count a finished batch."""
@@ -80,28 +83,76 @@ def save_checkpoint(link: Path, model: nn.Module, ranks: list[dict[str, Any]], p
 
     The link is replaced by one rename: at any instant it points to a whole checkpoint, the old one or the new one.
 
+    A process that was taken for dead while it wrote, as it hung, may go on when another has written later checkpoints.
+    Guarantees: no two processes write one folder, and whoever finds the link at a later checkpoint leaves it there. The
+    race that is left, as nothing can wait for a process that hangs: one that hung between that look and its rename, two
+    system calls, sets the link back to its own checkpoint, which may have been removed, until the next is written.
+
     Args:
         link: where the last checkpoint is to be found.
         model: on which all ranks agree.
         ranks: the `rank_state` of each.
         position: on which all ranks agree.
     """
-    folder = link.with_name(f"{link.name}-{position.steps:09d}-{position.epoch:05d}")
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there, which no link points to
-    folder.mkdir()
+    folder = _new_folder(link, position)
+    try:
+        _fill(folder, model, ranks, position)
+        aside = folder.with_name(f".{folder.name}")
+        aside.symlink_to(folder.name)
+        _sync(link.parent)  # a link that outlives a power failure must have its folder there
+        if not _is_passed(link, folder):
+            aside.replace(link)
+            _sync(link.parent)
+    except Exception:  # its files may have been removed by whoever went on
+        if not _is_passed(link, folder):
+            raise
+    _remove_old(link)
+
+
+def _new_folder(link: Path, position: Position) -> Path:
+    """Make a folder whose name sorts after those of earlier positions, and after what the link points to at this one.
+
+    What a killed run left there stays: its name is not taken again.
+    """
+    name, current = f"{link.name}-{position.steps:09d}-{position.epoch:05d}", _current(link)
+    attempt = 0
+    while True:
+        folder = link.with_name(f"{name}-{attempt:03d}" if attempt else name)
+        attempt += 1
+        if current.startswith(name) and folder.name <= current:
+            continue
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def _fill(folder: Path, model: nn.Module, ranks: list[dict[str, Any]], position: Position) -> None:
     save_model(model, str(folder / "model.safetensors"))
     torch.save(ranks, folder / "ranks.pt")
     (folder / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         _sync(path)
-    aside = link.with_name(f".{link.name}")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(folder.name)
-    aside.replace(link)
-    _sync(link.parent)
+
+
+def _current(link: Path) -> str:
+    """Return the name of the folder that the link points to; an empty one if there is no link."""
+    return os.readlink(link) if link.is_symlink() else ""
+
+
+def _is_passed(link: Path, folder: Path) -> bool:
+    """Tell whether the link points to a later checkpoint than this one."""
+    return _current(link) > folder.name
+
+
+def _remove_old(link: Path) -> None:
+    """Remove what comes before the checkpoint that the link points to; what comes after may be one being written."""
+    current = _current(link)
     for stale in link.parent.glob(f"{link.name}-*"):
-        if stale.name != folder.name:
+        if stale.name < current:
             shutil.rmtree(stale, ignore_errors=True)
+    for stale in link.parent.glob(f".{link.name}-*"):
+        if stale.name < f".{current}":
+            stale.unlink(missing_ok=True)
 
 
 def load_checkpoint(

@@ -6,7 +6,6 @@ goes on after a death, so ranks that may die are started here, one by one; they 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -15,7 +14,8 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from asyncprop.devices import available_cores
 
@@ -30,8 +30,10 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     """Run `asyncprop ARGUMENTS` in so many processes, and wait for them. If one fails, the others are ended.
 
     Returns:
-        The exit code: 0, or that of the rank that failed first; and what to say of it.
+        The exit code: 0, or that of the rank that failed first, or what a shell expects of a process that was asked to
+        end; and what to say of it.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -52,6 +54,8 @@ def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return (failure.exitcode if failure.exitcode > 0 else 1), f"rank {rank} failed first"
+    except SignalException as asked:  # it was passed on, and the ranks have ended
+        return SIGNALLED + asked.sigval, ""
     return 0, ""
 
 
@@ -67,7 +71,8 @@ def launch_tolerant(
         quiet: do not tell how others may join.
 
     Returns:
-        The exit code: 0 if any rank has finished the run, else that of the last that failed; and what to say of it.
+        The exit code: 0 if any rank has finished the run; else what a shell expects of a process that was asked to end,
+        or that of the last rank that failed; and what to say of it.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -79,25 +84,25 @@ def launch_tolerant(
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
               "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", cores)
-    running = {rank: _start(arguments, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)}
-    started, codes = ranks, []
-    with _signals_passed_on(running):
-        while running:
+    join = ["train", "--join", address, *(["--quiet"] if quiet else [])]
+    codes = []
+    with _Processes(common) as processes:
+        for rank in range(ranks):
+            processes.start(arguments, {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        while processes.running:
             time.sleep(POLL_S)
-            for rank, process in list(running.items()):
-                if (code := process.poll()) is None:
-                    continue
-                del running[rank]
+            for rank, code in processes.ended():
                 codes.append(code)
-                if code < 0 and running:
-                    print(f"asyncprop: rank {rank} was ended by {signal.Signals(-code).name}: the others go on",
-                          file=sys.stderr, flush=True)  # fmt: skip
-                    if started < ranks + replacements:
-                        local = {**common, "LOCAL_RANK": str(rank)}
-                        running[started] = _start(["train", "--join", address, *(["--quiet"] if quiet else [])], local)
-                        started += 1
+                if code >= 0 or not processes.running or processes.asked is not None:
+                    continue
+                print(f"asyncprop: rank {rank} was ended by {signal.Signals(-code).name}: the others go on",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                if processes.started < ranks + replacements:
+                    processes.start(join, {"LOCAL_RANK": str(rank)})
     if 0 in codes:
         return 0, ""
+    if processes.asked is not None:
+        return SIGNALLED + processes.asked, ""
     code = codes[-1] if codes[-1] > 0 else 1
     return code, "" if code > SIGNALLED else "no rank has finished the run"
 
@@ -113,17 +118,48 @@ def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.
     return subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
 
 
-@contextlib.contextmanager
-def _signals_passed_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Let the ranks decide what a Ctrl-C, or a request to end, means."""
+class _Processes:
+    """The ranks' processes. Inside its `with` block they decide what a Ctrl-C, or a request to end, means.
 
-    def pass_on(number: int, frame: Any) -> None:
-        for process in list(running.values()):
-            process.send_signal(number)
+    Args:
+        environment: what all of them are given beside this process's own.
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    Attributes:
+        running: by number, from 0 in the order in which they were started.
+        started: how many were.
+        asked: the signal that was passed on; None if none came.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.started = 0
+        self.asked: int | None = None
+        self._environment = environment
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def start(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        """Start one more."""
+        self.running[self.started] = process = _start(arguments, {**self._environment, **environment})
+        self.started += 1
+        if self.asked is not None:  # that may have been before this process could be found
+            process.send_signal(self.asked)
+
+    def ended(self) -> Iterator[tuple[int, int]]:
+        """Yield the number and the exit code of those that have ended since the last look."""
+        for number, process in list(self.running.items()):
+            if (code := process.poll()) is not None:
+                del self.running[number]
+                yield number, code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        for process in list(self.running.values()):
+            process.send_signal(number)

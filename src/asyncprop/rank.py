@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from asyncprop.config import TrainConfig
 
 if TYPE_CHECKING:
-    from asyncprop.exchange import World
+    from asyncprop.exchange import Members, World
     from asyncprop.methods.session import Session
     from asyncprop.runs import Run
 
@@ -54,7 +54,7 @@ def is_tolerant(config: TrainConfig) -> bool:
 
 def join_rank(address: str, *, quiet: bool = False) -> int:
     """Train as one more of the ranks that meet at `address`; return the exit code."""
-    from asyncprop.exchange import World
+    from asyncprop.exchange import LeftOut, World
     from asyncprop.methods.session import Session
     from asyncprop.runs import create_run
 
@@ -63,9 +63,23 @@ def join_rank(address: str, *, quiet: bool = False) -> int:
         raise ValueError(f"join must be HOST:PORT, as the first rank told it (got {address})")
     with World(joins=address) as world:
         assert world.members
-        config = TrainConfig.model_validate(world.members.board.get(TOLD, world.members.check)["config"])
+        try:
+            told = world.members.board.get(TOLD, lambda: _check_that_some_are_left(world.members))
+        except LeftOut as left_out:
+            return complain(str(left_out), FAILED)
+        config = TrainConfig.model_validate(told["config"])
         job = Job(config, lambda world: Session(config, None, world), lambda: create_run(None, config), quiet=quiet)
         return _train_in(world, job)
+
+
+def _check_that_some_are_left(members: Members | None) -> None:
+    """Raise LeftOut if no rank of the start is alive any more: there will be nothing to join."""
+    from asyncprop.exchange import LeftOut
+
+    assert members
+    members.check()
+    if not any(rank < members.size for rank in members.alive):
+        raise LeftOut(f"rank {members.rank} cannot join: no other rank is training")
 
 
 def train_rank(job: Job) -> int:
@@ -95,7 +109,8 @@ def _train_in(world: World, job: Job) -> int:
         session = job.open_session(world)
         folder = _Folder(world, job, stack)
         run = folder.open() if world.is_first and not world.is_joining else None
-        folder.tell()
+        if code := folder.tell():
+            return code
         # Another rank than the first has something to tell only once it is the first.
         observer = progress_on(sys.stderr, quiet=job.quiet) if run else Quiet() if job.quiet else Lines(sys.stderr)
         if job.tensorboard:
@@ -139,19 +154,29 @@ class _Folder:
         self.run = self._stack.enter_context(self._open())
         return self.run
 
-    def tell(self) -> None:
-        """Tell all ranks, and those that will join, what is trained and where it is written."""
-        from asyncprop.runs import create_run, open_run
+    def tell(self) -> int:
+        """Tell all ranks, and those that will join, what is trained and where it is written.
+
+        Returns:
+            0; or the exit code of a rank that has not been told, as the first has refused the folder, or died.
+        """
+        from asyncprop.runs import take_over
 
         members, config = self._world.members, self._config
         if members is None:
-            return
+            return 0
         if not self._world.is_joining:
             own = {"config": config.model_dump(mode="json"), "path": str(self.run.path.resolve())} if self.run else None
-            members.board.put(TOLD, self._world.gather(own)[0])
+            first = min(members.among)
+            told = next((given for given in self._world.gather(own) if given is not None), None)
+            if told is None and first in members.lost:
+                return complain(f"rank {members.rank}: rank {first} died before it had opened the run's folder", FAILED)
+            if told is None:  # it has refused the folder, and said why
+                return BAD_INPUT
+            members.board.put(TOLD, told)
         path = Path(members.board.get(TOLD)["path"])
-        # On a machine that does not have the folder, what is still to come is written to one of that name.
-        self._open = lambda: open_run(path) if path.exists() else create_run(path, config)
+        self._open = lambda: take_over(path, config)
+        return 0
 
 
 def print_result(result: dict[str, Any], path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -23,22 +24,26 @@ class Run:
     Args:
         path: of the folder.
         config: what is run.
-        steps, epochs: how many lines of `steps.jsonl` and `epochs.jsonl` count; what a killed run wrote after its last
-            checkpoint is cut off. They count on as lines are added.
+        steps, epochs: how far the run has come; they count on as lines are added.
+        lines: how many lines of `steps.jsonl` and `epochs.jsonl` count; what a killed run wrote after its last
+            checkpoint is cut off. None for one for each step and epoch; there are fewer in a folder that was made by
+            `take_over`. They count on, too.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, *, steps: int = 0, epochs: int = 0) -> None:
+    def __init__(
+        self, path: Path, config: TrainConfig, *, steps: int = 0, epochs: int = 0, lines: Sequence[int] | None = None
+    ) -> None:
         self.path, self.config = path, config
         self.steps, self.epochs = steps, epochs
-        self._step_lines = _reopen(path / "steps.jsonl", steps)
-        self._epoch_lines = _reopen(path / "epochs.jsonl", epochs)
+        self.lines = list(lines or (steps, epochs))
+        self._step_lines = _reopen(path / "steps.jsonl", self.lines[0])
+        self._epoch_lines = _reopen(path / "epochs.jsonl", self.lines[1])
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._step_lines.close()
-        self._epoch_lines.close()
+        self.close()
 
     @property
     def checkpoint(self) -> Path:
@@ -53,12 +58,14 @@ class Run:
     def add_step(self, row: dict[str, Any]) -> None:
         """Append a line to `steps.jsonl`."""
         self._step_lines.write(json.dumps(row) + "\n")
-        self.steps += 1
+        self.steps = row["step"] + 1
+        self.lines[0] += 1
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Append a line to `epochs.jsonl`."""
         self._epoch_lines.write(json.dumps(row) + "\n")
-        self.epochs += 1
+        self.epochs = row["epoch"]
+        self.lines[1] += 1
 
     def flush(self) -> None:
         """Bring all lines to the disk: a checkpoint that counts them comes next."""
@@ -70,6 +77,11 @@ class Run:
         """Write `result.json`."""
         self.flush()
         write_json(self.path / "result.json", result)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._step_lines.close()
+        self._epoch_lines.close()
 
 
 def create_run(path: Path | None, config: TrainConfig) -> Run:
@@ -96,7 +108,19 @@ def open_run(path: Path) -> Run:
         position = json.loads((path / "checkpoint" / "position.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"resume must be a run with a checkpoint ({path} has none yet): start the run anew") from None
-    return Run(path, config, steps=position["steps"], epochs=len(position["history"]))
+    epochs = len(position["history"])
+    return Run(path, config, steps=position["steps"], epochs=epochs, lines=position.get("lines"))
+
+
+def take_over(path: Path, config: TrainConfig) -> Run:
+    """Open the folder of a run whose first rank has died, on the rank that is the first from now on.
+
+    Without a checkpoint, as that rank died when it wrote the first, nothing in it counts. On a machine that does not
+    have the folder one of that name is made: it holds the lines from here on, and can be resumed like any other.
+    """
+    if not path.exists():
+        return create_run(path, config)
+    return open_run(path) if (path / "checkpoint").exists() else Run(path, config)
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -188,11 +212,20 @@ def _commit() -> str | None:
 
 
 def _reopen(path: Path, lines: int) -> TextIO:
-    """Open a file of lines for appending after its first `lines`."""
+    """Open a file of lines for appending after its first `lines`.
+
+    They are copied: whoever has the old file open still, as a rank that hung while it wrote, has it alone.
+    """
     if path.exists():
-        with path.open("r+b") as file:
+        with path.open("rb") as file:
             for number in range(lines):
                 if not file.readline().endswith(b"\n"):
                     raise ValueError(f"{path} must have {lines} whole lines (it has {number}): the run is damaged")
-            file.truncate(file.tell())
+            end = file.tell()
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        shutil.copyfile(path, aside)
+        with aside.open("r+b") as copy:
+            copy.truncate(end)
+            os.fsync(copy.fileno())
+        aside.replace(path)
     return path.open("a", encoding="utf-8")

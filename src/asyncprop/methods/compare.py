@@ -216,9 +216,10 @@ def _open_folder(out: Path, config: CompareConfig) -> None:
 
 def _make(planned: Planned, console: Console, name: str) -> str:
     """Make, or go on with, one run in a process of its own; return what to tell of it."""
-    if result := read_result(planned.folder):
-        if resolve(type(planned.config), {}, planned.folder / "config.toml") != planned.config:
-            raise ValueError(f"{planned.folder} must be a run of this comparison (its config.toml differs): remove it")
+    result, record = read_result(planned.folder), planned.folder / "config.toml"
+    if (result or record.is_file()) and resolve(type(planned.config), {}, record) != planned.config:
+        raise ValueError(f"{planned.folder} must be a run of this comparison (its config.toml differs): remove it")
+    if result:
         return f"kept, {_summary(result)}"
     is_simulated = isinstance(planned.config, SimulateConfig)
     command = [sys.executable, "-m", "asyncprop", "simulate" if is_simulated else "train", "--quiet"]

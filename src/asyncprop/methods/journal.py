@@ -36,23 +36,37 @@ class Journal:
         self._epochs.append(row)
 
     def write(self) -> Run | None:
-        """Bring all that was noted to the disk, if this rank is the first, and return the folder."""
+        """Bring all that was noted to the disk, if this rank is the first, and return the folder.
+
+        Nothing is forgotten: this rank may be the only one that has come so far.
+        """
         if not self._world.is_first:
+            self._close()
             return None
-        if self.run is None and self._take_over is not None:
+        if self.run is None:
+            assert self._take_over
             self.run = self._take_over()
-        if self.run:
-            for row in self._steps:
-                if row["step"] >= self.run.steps:  # else the rank before this one had written it
-                    self.run.add_step(row)
-            for row in self._epochs:
-                if row["epoch"] > self.run.epochs:
-                    self.run.add_epoch(row)
-            self.run.flush()
-            self.forget()
+        for row in self._steps:
+            if row["step"] >= self.run.steps:  # else it is there, perhaps by the rank before this one
+                self.run.add_step(row)
+        for row in self._epochs:
+            if row["epoch"] > self.run.epochs:
+                self.run.add_epoch(row)
+        self.run.flush()
         return self.run
 
     def forget(self) -> None:
         """Forget what was noted: it is on the disk, and in a checkpoint that counts it."""
         self._steps.clear()
         self._epochs.clear()
+
+    def leave(self) -> None:
+        """Forget everything, the folder too: the others have gone on without this rank, and another has written."""
+        self.forget()
+        self._close()
+
+    def _close(self) -> None:
+        """Close the folder, if this rank was the first: should it be so again, what is there then must be read anew."""
+        if self.run:
+            self.run.close()
+            self.run = None

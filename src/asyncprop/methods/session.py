@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from asyncprop.checkpoint import Position, load_checkpoint, rank_state, save_checkpoint
@@ -190,7 +190,7 @@ class Session:
     def open_share(self) -> Share:
         """Return this rank's share of what is left of the present epoch."""
         self._shares_opened += 1
-        counter = self.world.counter(f"{self._name}-{self._shares_opened}")
+        name = f"{self._name}-{self._shares_opened}"
         start, count = self.position.batch, self.batches_per_epoch
         position = copy.deepcopy(vars(self.position))
         self._begun = {"name": self._name, "shares_opened": self._shares_opened, "position": position}
@@ -199,7 +199,9 @@ class Session:
             raise ValueError(
                 f"ranks must be at most the batches of an epoch, {self.batches_per_epoch} (got {self.world.size})"
             )
-        return Rounds(counter, start, count, self.world) if in_step else Claims(counter, start, count)
+        if in_step:
+            return Rounds(_store(name), start, count, self.world)
+        return Claims(self.world.counter(name), start, count)
 
     def close_share(self) -> None:
         """Note that the segment ends: who joins now waits for the next."""
@@ -232,15 +234,23 @@ class Session:
     def save(self, journal: Journal) -> None:
         """Write a checkpoint of this very position, with every rank's state; nothing may be in flight.
 
-        All ranks call it, and none returns before it is written.
+        All ranks call it, and none returns, or forgets the lines, before it is written: if the first rank dies at it,
+        or hangs, the next one writes.
         """
         peak = sum(self.world.gather(peak_memory_bytes()))
         self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, peak)
         states = self.world.gather(rank_state(self.optimizer, self.trainer.state_dict()))
-        if run := journal.write():
-            save_checkpoint(run.checkpoint, self.model, states, self.position)
-        self.world.gather(None)
+        while not any(self.world.gather(self._write(journal, states))):
+            pass
         journal.forget()
+
+    def _write(self, journal: Journal, states: list[dict[str, Any]]) -> bool:
+        """Write lines and checkpoint, if this rank is the first; tell whether they are on the disk."""
+        if (run := journal.write()) is None:
+            return False
+        self.position.lines = list(run.lines)
+        save_checkpoint(run.checkpoint, self.model, states, self.position)
+        return True
 
     def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:
         return Batches(
@@ -258,6 +268,12 @@ def peak_memory_bytes() -> int:
     """Return the most memory that this process has had resident so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _store(name: str) -> Any:
+    """Return a store that all ranks of torch.distributed share, for what is called `name` alone."""
+    default = distributed.distributed_c10d._get_default_store()
+    return distributed.PrefixStore(f"asyncprop/{name}", default)  # type: ignore[attr-defined]
 
 
 def _device(name: str) -> torch.device:

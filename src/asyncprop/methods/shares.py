@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.exchange.world import Counter, World
 
 FAR = 1 << 40
 """Added to a counter to say that no more is to be taken."""
+
+NO_ROUND, CLOSED = "", " closed"
+"""The word of `Rounds` at the start, as torch's store has it; and what it ends with, once no more are opened."""
 
 
 class Share(Protocol):
@@ -82,35 +87,53 @@ class Claims:
 class Rounds:
     """Every rank takes one batch a round, as training in step needs it. What is left over at the end is left out.
 
+    How far apart ranks may be is the method's affair: with local steps, one can be rounds ahead of another. So the
+    store has one word for all: how many rounds are open, as in "7"; or, when there will be no more, "7 closed". Whoever
+    comes to a round asks that it be opened, by one compare-and-set.
+
+    Guarantees: all ranks take the same rounds, whoever calls `stop`, and whenever. A rank that comes to a round has
+    taken all before it, so these are open. If no more are, and the word is not closed, the round is opened; else the
+    word tells whether it is among those that are. Nobody changes a closed word, so no rank finds a round open that
+    another has found closed; and a word is closed with its own number, so no rank has begun a later round by then.
+
     Args:
-        counter: new, and shared by all ranks.
+        store: new, and shared by all ranks.
         start, count: the first number, and the number of batches in the epoch.
         world: this rank, and how many there are.
     """
 
-    def __init__(self, counter: Counter, start: int, count: int, world: World) -> None:
+    def __init__(self, store: Store, start: int, count: int, world: World) -> None:
         self.ended: int | None = None
         self.taken_to: int | None = None
-        self._counter, self._start, self._count, self._world = counter, start, count, world
+        self._store: Any = store
+        self._start, self._count, self._world = start, count, world
         self._begun = 0
-        self._is_stopped = False
 
     def __iter__(self) -> Iterator[int]:
         for turn in range((self._count - self._start) // self._world.size):
-            limit = self._counter.add(0)
-            if limit and turn >= limit:
-                self.ended = self._start + limit * self._world.size
+            opened = self._opened(turn)
+            if turn >= opened:
+                self.ended = self._start + opened * self._world.size
                 return
             self._begun = turn + 1
             yield self._start + turn * self._world.size + self._world.rank
 
     def stop(self) -> None:
-        """End after the next round: no rank can be further, since each step waits for all. The first rank decides."""
-        if self._world.is_first and not self._is_stopped:
-            self._is_stopped = True
-            self._counter.add(self._begun + 1)
+        """Let no more rounds be opened: those that any rank has begun are the last, for all."""
+        word = NO_ROUND
+        while not word.endswith(CLOSED):
+            word = self._settle(word, f"{word or 0}{CLOSED}")
 
     @property
     def others(self) -> int:
         """Batches that the others have taken: as many as this one, each."""
         return self._begun * (self._world.size - 1)
+
+    def _opened(self, turn: int) -> int:
+        """Ask that a round be opened; return how many are."""
+        word = self._settle(str(turn) if turn else NO_ROUND, str(turn + 1))
+        return int(word.removesuffix(CLOSED))
+
+    def _settle(self, expected: str, wanted: str) -> str:
+        """Let the word be `wanted`, if it is `expected`; return what it is."""
+        return str(self._store.compare_set("rounds", expected, wanted).decode())

@@ -82,7 +82,7 @@ def train(
                 )
                 _close_epoch(session, journal, observer, telemetry.merge(session.world.gather(noted)))
             except LeftOut:  # the others went on without this rank: it takes over what they have done since
-                journal.forget()
+                journal.leave()
                 session.join()
         exchanged = trainer.statistics().exchange
     result = _result(session, exchanged)
