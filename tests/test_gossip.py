@@ -217,6 +217,20 @@ def test_another_model_is_refused_with_both_sides_named() -> None:
     at_once(*(rank.close for rank in ranks))
 
 
+def test_a_rank_that_dies_before_it_has_greeted_is_not_waited_for() -> None:
+    store = HashStore()
+    ranks: list[Rank] = at_once(*(lambda rank=rank: Rank(store, 3, rank) for rank in range(3)))
+    dead = ranks.pop(0)  # its model would have been everybody's
+    dead.members.close()
+    try:
+        at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))
+        assert [rank.members.among for rank in ranks] == [(1, 2)] * 2
+        first = TINY["mlp"].seeded_model(1).state_dict()
+        assert all(same_state(dict(rank.model.state_dict()), dict(first)) for rank in ranks)
+    finally:
+        at_once(*(rank.close for rank in ranks))
+
+
 def test_a_dead_rank_is_dropped_and_the_others_settle_without_it(caplog: pytest.LogCaptureFixture) -> None:
     with world(3) as ranks, caplog.at_level(logging.WARNING, "asyncprop"):
         spread(ranks)

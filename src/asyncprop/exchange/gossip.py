@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement
+from asyncprop.exchange.board import POLL_S
 from asyncprop.exchange.members import TIMEOUT_S, Members
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
@@ -265,9 +267,19 @@ class LayerGossip(Exchange):
 
     def _greet(self, shared: Shared) -> None:
         """Check that everybody has the same model, and speaks the same protocol."""
-        board = shared.members.board
-        board.put(f"identity/{shared.rank}", shared.wire.identity)
+        shared.members.board.put(f"identity/{shared.rank}", shared.wire.identity)
         for member in shared.members.among:
-            if member != shared.rank:
-                theirs = board.get(f"identity/{member}", shared.members.check)
+            if member != shared.rank and (theirs := self._identity_of(shared, member)):
                 check_identity(shared.wire.identity, shared.rank, theirs, member)
+
+    @staticmethod
+    def _identity_of(shared: Shared, member: int) -> dict[str, Any] | None:
+        """Wait for what another rank says of itself; None if it dies before it has said anything."""
+        board, key = shared.members.board, f"identity/{member}"
+        while not board.has(key):
+            shared.members.check()
+            if member not in shared.members.alive:
+                return None
+            time.sleep(POLL_S)
+        identity: dict[str, Any] = board.get(key)
+        return identity
