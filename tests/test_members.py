@@ -122,6 +122,71 @@ def test_whoever_was_left_out_knows_and_joins_again() -> None:
     assert met == [{0: 0, 1: 1}] * 2
 
 
+def freeze(net: Net, rank: int, value: Any, rounds: int) -> None:
+    """Let a member be stopped in the next meeting, just as it has said something, and the others meet so often more."""
+    others = [other for other in range(len(net.members)) if other != rank]
+    net.members[rank].board.put(f"round/{net.members[rank].round + 1}.0/{rank}", value)
+    at_once(*(lambda other=other: net.members[other].meet(None) for other in others))
+    net.pass_s(11, *others)
+    for _ in range(rounds):
+        met = at_once(*(lambda other=other: net.members[other].meet(None).keys() for other in others))
+        assert met == [set(others)] * len(others)
+    net.look(*range(len(net.members)))
+
+
+def test_one_that_was_stopped_within_a_meeting_that_the_others_have_forgotten_knows() -> None:
+    net = Net(3)
+    freeze(net, 2, "a value", rounds=3)
+    assert net.members[2].board.has("round/1.0/set")
+    assert not net.members[2].board.has("round/1.0/0")
+    with pytest.raises(LeftOut, match="rank 2 was not heard of for 10 s"):
+        net.members[2].meet("a value")
+    assert ask(net, 2)["round"] == 4
+    net.look(0, 1, 2)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members)) == [{0, 1, 2}] * 3
+
+
+def test_a_long_value_of_which_pieces_are_deleted_is_as_good_as_none() -> None:
+    net = Net(2)
+    net.members[1].board.put("round/1.0/1", None)
+    net.members[0].meet(b"x" * (2 * PIECE_BYTES))
+    net.members[0].board._store.delete_key("round/1.0/0/2")
+    with pytest.raises(LeftOut):
+        net.members[1].meet(None)
+
+
+def test_two_that_were_stopped_within_one_meeting_do_not_ask_each_other() -> None:
+    net = Net(4)
+    for rank in (0, 1):
+        net.members[rank].board.put(f"round/1.0/{rank}", None)
+    living = net.members[2:]
+    at_once(*(lambda m=m: m.meet(None) for m in living))
+    net.pass_s(11, 2, 3)
+    for _ in range(3):
+        at_once(*(lambda m=m: m.meet(None) for m in living))
+    net.look(0, 1, 2, 3)
+    for rank in (0, 1):
+        with pytest.raises(LeftOut):
+            net.members[rank].meet(None)
+        assert net.members[rank].alive == {0, 1, 2, 3}
+        assert net.members[rank]._expected() == {2, 3}
+
+
+def test_a_new_member_knows_who_had_been_left_out() -> None:
+    net = Net(2)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    net.pass_s(11, 0)
+    net.members[0].meet(None)  # without 1
+    net.members.append(net.new(None))
+    new = net.members[2]
+    new.announce()
+    net.look(0)
+    ask(net, 2)
+    net.pass_s(12, 1, 2)  # the first is gone, and the one that was left out is back
+    assert new.alive == {1, 2}
+    assert new.meet(None).keys() == {2}
+
+
 def ask(net: Net, rank: int) -> dict[str, Any]:
     """Let a member join while the first one answers."""
     answers = iter([None, "a model"])  # not at the first asking: it is at a meeting

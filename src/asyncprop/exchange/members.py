@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from asyncprop.exchange.attendance import Attendance, set_key
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
 
 TIMEOUT_S = 10.0
@@ -82,8 +83,7 @@ class Members:
         self._heard: dict[int, tuple[int, float]] = {}
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
-        self._since: dict[int, int] = dict.fromkeys(range(size), 1)  # the first meeting that a member takes part in
-        self._left_out: dict[int, int] = {}
+        self._attendance = Attendance(self.board, size)
         self._answered: dict[int, int] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -100,7 +100,7 @@ class Members:
             self.size, self.timeout_s = self.board.get("start", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
             self._alive = set()  # it has yet to hear of anybody
-            self._since = dict.fromkeys(range(self.size), 1)
+            self._attendance = Attendance(self.board, self.size)
         self.board.put("start", (self.size, self.timeout_s))
         self._looked = self._clock()
         self.look()
@@ -155,31 +155,43 @@ class Members:
 
     def _expected(self) -> set[int]:
         """Who takes part in the next meeting: not those that were left out of one and have not joined again."""
-        return {member for member in self._alive if self._takes_part(member)}
-
-    def _takes_part(self, member: int) -> bool:
-        if self._since.get(member, 0) <= self._left_out.get(member, 0) and self.board.has(f"since/{member}"):
-            self._since = {**self._since, member: self.board.get(f"since/{member}")}
-        return self._since.get(member, 0) > self._left_out.get(member, 0)
+        return {member for member in self._alive if self._attendance.takes_part(member)}
 
     def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> dict[int, Any]:
         name, board = f"round/{self.turn}", self.board
+        is_settled = set_key(self.round, self._turn)
         board.put(f"{name}/{self.rank}", value)
         here: set[int] = {self.rank}
-        while not board.has(f"{name}/set"):
+        while not board.has(is_settled):
             self.check()
             missing = set(waited_for()) - here
             here |= {member for member in missing if board.has(f"{name}/{member}")}
             if missing <= here:
-                board.settle(f"{name}/set", ",".join(map(str, sorted(here))))
+                board.settle(is_settled, ",".join(map(str, sorted(here))))
             else:
                 time.sleep(POLL_S)
-        members = [int(member) for member in board.settle(f"{name}/set", "").split(",")]
-        self._left_out |= {m: self.round for m in {*self._since, *self._alive} if m not in members}
+        members = self._attendance.read(self.round, self._turn)
         if self.rank not in members:
-            raise LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
-        self.among = tuple(members)
-        return {m: value if m == self.rank else board.get(f"{name}/{m}", self.check) for m in members}
+            raise self._left_out()
+        values = {member: self._read(f"{name}/{member}") for member in members if member != self.rank}
+        self.among = members
+        return {**values, self.rank: value}
+
+    def _read(self, key: str) -> Any:
+        """Return what a member said in a meeting; all was there when it was settled who takes part.
+
+        Raises:
+            LeftOut: if it is there no more, as the others have met too often since.
+        """
+        try:
+            return self.board.find(key)
+        except KeyError:
+            raise self._left_out() from None
+
+    def _left_out(self) -> LeftOut:
+        """Learn what the others have agreed on without this rank, and return what says that they did."""
+        self._attendance.catch_up(self.round, self._turn)
+        return LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
 
     def _forget(self, old: int) -> None:
         """Delete what this rank said in an old meeting; who took part stays known, to those who come late."""
@@ -209,8 +221,7 @@ class Members:
         self.joins, self.given = False, given
         self.round, self._turn = given["round"], 0
         self.among = given["among"]
-        self._left_out.pop(self.rank, None)
-        self._since = {**self._since, self.rank: self.round + 1}
+        self._attendance.join(self.rank, self.round, self.among)
         return given
 
     def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
