@@ -255,6 +255,21 @@ def test_old_meetings_are_forgotten() -> None:
     assert board.has("round/2.0/0")
 
 
+def test_what_a_member_had_said_before_it_was_left_out_is_forgotten() -> None:
+    net = Net(2)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    freeze(net, 1, None, rounds=3)
+    with pytest.raises(LeftOut):
+        net.members[1].meet(None)
+    assert ask(net, 1)["round"] == 5
+    net.look(0, 1)
+    board = net.members[1].board
+    assert board.has("round/1.0/1", "round/2.0/1")
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    assert not board.has("round/1.0/1")
+    assert not board.has("round/2.0/1")
+
+
 class Lost(HashStore):
     """A store whose process has ended."""
 

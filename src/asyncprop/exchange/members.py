@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -84,6 +85,7 @@ class Members:
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
         self._attendance = Attendance(self.board, size)
+        self._said_in: deque[int] = deque()  # the meetings from which something that this rank said is in the store
         self._answered: dict[int, int] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -143,8 +145,9 @@ class Members:
             LeftOut: if the others have met without this rank.
         """
         self.round, self._turn = self.round + 1, 0
-        if self.round > KEPT_ROUNDS:
-            self._forget(self.round - KEPT_ROUNDS - 1)
+        while self._said_in and self._said_in[0] < self.round - KEPT_ROUNDS:
+            self._forget(self._said_in.popleft())
+        self._said_in.append(self.round)
         return self._agree(value, self._expected)
 
     def gather(self, value: Any) -> dict[int, Any]:
