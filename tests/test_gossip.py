@@ -10,17 +10,7 @@ from torch.distributed import HashStore
 import asyncprop as ap
 from asyncprop.exchange.wire import Header, Kind
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
-from gossip_world import Rank, at_once, linked, world
-
-
-def spread(ranks: list[Rank]) -> None:
-    """Give every rank values of its own: 0, 1, 2, ..."""
-    for rank in ranks:
-        rank.set(float(rank.rank))
-
-
-def settle(ranks: list[Rank]) -> None:
-    at_once(*(rank.gossip.settle for rank in ranks))
+from gossip_world import Rank, at_once, linked, settle, spread, world
 
 
 def test_all_begin_with_the_first_rank_s_model() -> None:
