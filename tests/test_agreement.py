@@ -2,11 +2,14 @@
 
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed import HashStore
 
+from asyncprop.exchange import agreement
+from asyncprop.exchange.group import GroupBroken
 from gossip_world import Rank, at_once, settle, spread, world
 
 
@@ -18,12 +21,14 @@ def test_what_does_not_count_may_be_infinite_and_leaves_no_trace() -> None:
         rank.model.register_buffer("mask", mask.clone())
         rank.model.register_buffer("place", torch.tensor([-5 - rank.rank]))
         rank.model.register_buffer("is_used", torch.tensor([rank.rank == 0, rank.rank == 1]))
+        rank.model.register_buffer("short", torch.tensor([-1 - rank.rank], dtype=torch.int16))
     try:
         at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))  # the second has no weight yet
         for rank in ranks:
             assert torch.equal(rank.model.mask, mask)
             assert torch.equal(rank.model.place, torch.tensor([-5]))
             assert torch.equal(rank.model.is_used, torch.tensor([True, False]))
+            assert torch.equal(rank.model.short, torch.tensor([-1], dtype=torch.int16))
         ranks[1].model.is_used[1] = True
         settle(ranks)
         for rank in ranks:
@@ -56,3 +61,50 @@ def test_ranks_none_of_which_is_finite_end_equal_all_the_same() -> None:
         settle(ranks)
         assert all(bool(rank.values().isnan().all()) for rank in ranks)
         assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+
+
+def alone() -> Rank:
+    return Rank(HashStore(), 1, 0)
+
+
+def test_a_buffer_on_which_ranks_cannot_agree_is_refused() -> None:
+    rank = alone()
+    rank.model.register_buffer("turns", torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"buffers must be of a type .* \(turns is torch.complex64; known are fl"):
+        rank.gossip.open(rank.replica)
+    rank.close()
+
+
+def test_a_failure_of_this_rank_s_own_is_raised_and_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = alone()
+    rank.gossip.open(rank.replica)
+
+    def fails(tensor: torch.Tensor) -> torch.dtype:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(agreement, "_wide", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rank.gossip.settle()
+    rank.close()
+
+
+def break_once(rank: Rank) -> None:
+    """Let this rank's next collective fail before it has begun."""
+    group = rank.gossip._agreement._group
+
+    def fails(*given: Any) -> None:
+        del group.reduce
+        raise GroupBroken("Connection closed by peer")
+
+    group.reduce = fails
+
+
+def test_when_a_group_breaks_the_ranks_begin_again_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    with world(2) as ranks, caplog.at_level(logging.WARNING, "asyncprop"):
+        spread(ranks)
+        for rank in ranks:
+            break_once(rank)
+        settle(ranks)
+        assert all(torch.equal(rank.values(), torch.full_like(rank.values(), 0.5)) for rank in ranks)
+        for number in range(2):
+            assert f"rank {number}: ranks begin their meeting again: Connection closed by peer" in caplog.text

@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
-from asyncprop.exchange.agreement import Agreement
+from asyncprop.exchange.agreement import Agreement, check_types
 from asyncprop.exchange.board import POLL_S
 from asyncprop.exchange.members import TIMEOUT_S, Members
 from asyncprop.exchange.neighbour import Neighbour
@@ -94,7 +94,8 @@ class LayerGossip(Exchange):
         """Check that all have the same model, take over the first rank's (a rank that joins: a live one's), and begin.
 
         Raises:
-            ValueError: if the ranks' models or protocols differ; it names both sides.
+            ValueError: if the ranks' models or protocols differ, with both sides named; or if a buffer is of a type on
+                which ranks cannot agree.
         """
         if (found := self._find_members()) is None:
             return
@@ -102,21 +103,12 @@ class LayerGossip(Exchange):
         wire = Wire(dict(replica.model.named_parameters()), replica.layers, self._wire_type, self._bucket_bytes)
         shared = self._shared = Shared(replica, members, store, wire, self.tally)
         self._agreement = Agreement(members, store)
-        self._greet(shared)
-        if members.given is not None:
-            self.rejoin(members.given["replica"])
-        else:
-            shared.weights.reset([float(shared.rank == min(members.among))] * len(replica.layers))
-            shared.begin_meeting()
-            members.meet(None)
-            self._agree(shared)
-        members.offers["replica"] = self._offer
-        peers = Peers(self._topology, self._seed + shared.rank)
-        self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
-        shared.start("send", self._sender.run)
-        members.changed.append(self._member_changed)
-        for member in members.alive - {shared.rank}:
-            self._member_changed(member, True)
+        try:
+            check_types(dict(replica.model.named_buffers()))
+            self._begin(shared)
+        except BaseException:
+            self.close()  # nobody is to wait for this rank
+            raise
 
     def landed(self, layer: int) -> None:
         """Mark the layer.
@@ -188,6 +180,24 @@ class LayerGossip(Exchange):
         shared.end_meeting(given["weights"])
 
     # ---- inside
+
+    def _begin(self, shared: Shared) -> None:
+        members = shared.members
+        self._greet(shared)
+        if members.given is not None:
+            self.rejoin(members.given["replica"])
+        else:
+            shared.weights.reset([float(shared.rank == min(members.among))] * len(shared.replica.layers))
+            shared.begin_meeting()
+            members.meet(None)
+            self._agree(shared)
+        members.offers["replica"] = self._offer
+        peers = Peers(self._topology, self._seed + shared.rank)
+        self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
+        shared.start("send", self._sender.run)
+        members.changed.append(self._member_changed)
+        for member in members.alive - {shared.rank}:
+            self._member_changed(member, True)
 
     def _agree(self, shared: Shared) -> None:
         """Write the mean of all.
