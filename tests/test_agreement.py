@@ -2,13 +2,14 @@
 
 import logging
 import math
-from typing import Any
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch.distributed import HashStore
 
-from asyncprop.exchange import agreement
+from asyncprop.exchange import Members, agreement, group
 from asyncprop.exchange.group import GroupBroken
 from gossip_world import Rank, at_once, settle, spread, world
 
@@ -90,13 +91,13 @@ def test_a_failure_of_this_rank_s_own_is_raised_and_not_tried_again(monkeypatch:
 
 def break_once(rank: Rank) -> None:
     """Let this rank's next collective fail before it has begun."""
-    group = rank.gossip._agreement._group
+    own = rank.gossip._agreement._group
 
     def fails(*given: Any) -> None:
-        del group.reduce
+        del own.reduce
         raise GroupBroken("Connection closed by peer")
 
-    group.reduce = fails
+    own.reduce = fails
 
 
 def test_when_a_group_breaks_the_ranks_begin_again_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,3 +109,48 @@ def test_when_a_group_breaks_the_ranks_begin_again_and_say_so(caplog: pytest.Log
         assert all(torch.equal(rank.values(), torch.full_like(rank.values(), 0.5)) for rank in ranks)
         for number in range(2):
             assert f"rank {number}: ranks begin their meeting again: Connection closed by peer" in caplog.text
+
+
+def test_those_that_wait_for_a_rank_whose_group_broke_are_told_by_its_leaving() -> None:
+    with world(3) as ranks:
+        spread(ranks)
+        break_once(ranks[0])  # the others wait in the collective for it
+        settle(ranks)
+        assert all(torch.equal(rank.values(), ranks[0].values()) for rank in ranks)
+        assert torch.allclose(ranks[0].values(), torch.tensor(1.0), atol=1e-6)
+
+
+def test_those_that_still_have_a_group_make_another_with_one_that_has_not() -> None:
+    with world(3) as ranks:
+        spread(ranks)
+        ranks[2].gossip._agreement.forget()  # as one does that was left out and has joined again
+        settle(ranks)
+        assert all(torch.equal(rank.values(), ranks[0].values()) for rank in ranks)
+        assert torch.allclose(ranks[0].values(), torch.tensor(1.0), atol=1e-6)
+        keys = {rank.gossip._agreement._group.key for rank in ranks}
+        assert len(keys) == 1
+        settle(ranks)
+        assert {rank.gossip._agreement._group.key for rank in ranks} == keys  # kept, as all have it
+
+
+class FakeGroup:
+    """Notes what it is told to wait for."""
+
+    made: ClassVar[list["FakeGroup"]] = []
+
+    def __init__(self, store: Any, place: int, size: int, timeout: timedelta) -> None:
+        self.connecting, self.reducing = timeout, timedelta(0)
+        self.made.append(self)
+
+    def _set_default_timeout(self, timeout: timedelta) -> None:
+        self.reducing = timeout
+
+
+def test_connecting_is_given_no_longer_than_silence_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "ProcessGroupGloo", FakeGroup)
+    monkeypatch.setattr(FakeGroup, "made", [])
+    members = Members(HashStore(), 2, 0, timeout_s=20.0)
+    group.Group(members, HashStore()).connect(["", ""], numbers=5_000_000)
+    (made,) = FakeGroup.made
+    assert made.connecting == timedelta(seconds=20)
+    assert made.reducing == timedelta(seconds=20 + 40)

@@ -71,12 +71,13 @@ class Agreement:
         """
         is_finite = self._is_finite(layers, parameters)
         while True:
-            given = self._members.gather(weights() if is_finite else [0.0] * len(layers))
+            told = self._members.gather((self._group.key, weights() if is_finite else [0.0] * len(layers)))
             among = self._members.among
-            means = self._try(layers, parameters, buffers, [given[member] for member in among])
+            keys, given = zip(*(told[member] for member in among), strict=True)
+            means = self._try(keys, layers, parameters, buffers, given)
             votes = self._members.gather(means is not None)
             if means is not None and all(votes.values()) and self._members.among == among:
-                self.totals = [sum(given[member][layer] for member in among) for layer in range(len(layers))]
+                self.totals = [sum(theirs[layer] for theirs in given) for layer in range(len(layers))]
                 return means
             self.forget()
 
@@ -90,25 +91,34 @@ class Agreement:
 
     def _try(
         self,
+        keys: Sequence[str],
         layers: Sequence[Layer],
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        weights: list[list[float]],
+        weights: Sequence[list[float]],
     ) -> dict[str, Tensor] | None:
-        """Return the means; None if the group breaks. Any other failure is this rank's own, and ends its training."""
+        """Return the means; None if the group breaks. Any other failure is this rank's own, and ends its training.
+
+        Either way this rank leaves the group at once: a death is noticed only by those that wait for the one that died,
+        and others wait for this rank.
+        """
         try:
-            self._group.connect(sum(parameter.numel() for parameter in parameters.values()))
+            self._group.connect(keys, sum(parameter.numel() for parameter in parameters.values()))
             return self._all_reduce(layers, parameters, buffers, weights)
         except GroupBroken as error:
             log.warning("rank %d: ranks begin their meeting again: %s", self._members.rank, str(error))
-            return None
+        except Exception:
+            self.forget()
+            raise
+        self.forget()  # when nothing holds the error any more, and with it the group
+        return None
 
     def _all_reduce(
         self,
         layers: Sequence[Layer],
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        weights: list[list[float]],
+        weights: Sequence[list[float]],
     ) -> dict[str, Tensor]:
         me = self._members.among.index(self._members.rank)
         mine = {
