@@ -261,6 +261,19 @@ def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
         at_once(first.close, new.close)
 
 
+def test_weight_that_was_offered_and_not_given_is_taken_back_until_the_ranks_meet() -> None:
+    with world(2) as ranks:
+        gossip = ranks[0].gossip
+        offered = gossip._offer()
+        assert ranks[0].weights == [0.5, 0.5]
+        gossip._take_back(offered)
+        assert ranks[0].weights == [1.0, 1.0]
+        offered = gossip._offer()
+        settle(ranks)
+        gossip._take_back(offered)
+        assert ranks[0].weights == [1.0, 1.0]
+
+
 def test_with_the_engine_all_end_equal_and_have_learnt() -> None:
     store = HashStore()
     batches = TINY["mlp"].batches(4)

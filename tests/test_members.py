@@ -1,5 +1,6 @@
 """Members: deaths, silence, joining and agreeing, by a clock that the tests move."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch.distributed import HashStore, PrefixStore
 
 from asyncprop.exchange import World, world
 from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
+from asyncprop.exchange.handover import GIVEN, WITHDRAWN, Handover
 from asyncprop.exchange.members import START_TIMEOUT_S, LeftOut, Members
 from gossip_world import at_once
 
@@ -226,6 +228,114 @@ def test_a_new_member_joins_though_the_first_has_died() -> None:
 
     assert new.ask(passes)["state"] == "a model"  # after the dead one was given up
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[1:])) == [{1, 2, 3}] * 3
+
+
+def joining(net: Net) -> Members:
+    """Let a new member announce itself to all."""
+    new = net.new(None)
+    net.members.append(new)
+    new.announce()
+    net.look(*range(new.rank))
+    return new
+
+
+def test_what_is_packed_in_vain_is_taken_back_and_nobody_waits_for_the_one_that_asked() -> None:
+    net = Net(2)
+    new, donor = joining(net), net.members[0]
+    returned: list[str] = []
+
+    def offer() -> str:
+        Handover(new.board, "offer/0/2/1").withdraw()  # as it has waited for too long
+        return "a model"
+
+    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    new.board.add("asked/0/2", 1)
+    for _ in range(2):  # the second time it has been dealt with
+        donor.answer()
+        assert returned == ["a model"]
+    assert not new.board.has("offer/0/2/1")
+    assert new.board.has("since/2")
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
+
+
+def test_what_is_collected_while_a_meeting_begins_is_taken_back() -> None:
+    net = Net(1)
+    new, donor = joining(net), net.members[0]
+    returned: list[str] = []
+
+    def offer() -> str:
+        donor.meet(None)
+        return "a model"
+
+    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    new.board.add("asked/0/1", 1)
+    donor.answer()
+    assert returned == ["a model"]
+    assert not new.board.has("since/1")
+
+
+def test_nobody_waits_for_one_whose_donor_died_at_it() -> None:
+    net = Net(2)
+    new, second = joining(net), net.members[1]
+    new.board.put("since/2", (1, "offer/0/2/1"))  # as the first does before it hands over; then it is killed
+    met: list[set[int]] = []
+    second.offers["state"] = lambda: "a model" if met else None  # not while it is at a meeting
+
+    def passes() -> None:
+        net.pass_s(1, 1, 2)
+        second.answer()
+
+    given, _ = at_once(lambda: new.ask(passes), lambda: met.append(set(second.meet(None))))
+    assert met == [{1}]
+    assert given["state"] == "a model"
+    net.look(1, 2)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in (second, new))) == [{1, 2}] * 2
+
+
+def test_a_handover_is_given_or_withdrawn() -> None:
+    board = Board(HashStore())
+    given, withdrawn = Handover(board, "a"), Handover(board, "b")
+    assert given.fate == withdrawn.fate == ""
+    assert given.give("a model")
+    assert not given.withdraw()
+    assert given.fate == GIVEN
+    assert given.take() == "a model"
+    assert withdrawn.withdraw()
+    assert not withdrawn.give("a model")
+    assert withdrawn.fate == WITHDRAWN
+    assert not board.has("a")
+    assert not board.has("b")
+
+
+def test_the_heart_beats_while_a_model_is_handed_over() -> None:
+    begun, beaten, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    class Beating(Members):
+        def look(self) -> None:
+            super().look()
+            if begun.is_set():
+                beaten.set()
+
+    def offer() -> str:
+        begun.set()
+        is_over.wait(30.0)
+        return "a model"
+
+    def watch() -> None:
+        assert begun.wait(30.0), "nobody asks"
+        assert beaten.wait(20.0), "its heart does not beat"
+        is_over.set()
+
+    store = HashStore()
+    donor, new = Beating(store, 1, 0, timeout_s=5.0), Members(store, 1, None)
+    donor.offers["state"] = offer
+    try:
+        donor.open()
+        new.open()
+        given, _ = at_once(new.ask, watch)
+        assert given["state"] == "a model"
+    finally:
+        at_once(donor.close, new.close)
 
 
 def test_joining_nobody() -> None:

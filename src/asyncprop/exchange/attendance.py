@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from asyncprop.exchange.board import Board
+from asyncprop.exchange.handover import WITHDRAWN, Handover
 
 
 class Attendance:
@@ -22,11 +23,17 @@ class Attendance:
         self._board, self._size = board, size
         self._since = dict.fromkeys(range(size), 1)  # the first meeting that a member takes part in
         self._left_out: dict[int, int] = {}  # the last meeting that one was left out of
+        self._unsure: dict[int, Handover] = {}  # by which one joins, while that may still come to nothing
 
     def takes_part(self, member: int) -> bool:
         """Tell whether a member is waited for at the next meeting, if it is alive."""
         if not self._counts(member) and self._board.has(f"since/{member}"):
-            self._since[member] = self._board.get(f"since/{member}")
+            self._since[member], key = self._board.get(f"since/{member}")
+            self._unsure[member] = Handover(self._board, key)
+        if member in self._unsure and (fate := self._unsure[member].fate):
+            del self._unsure[member]
+            if fate == WITHDRAWN:  # it asks another rank, which may be waiting at the meeting
+                self._since[member] = 0
         return self._counts(member)
 
     def read(self, round: int, turn: int) -> tuple[int, ...]:

@@ -150,6 +150,7 @@ class LayerGossip(Exchange):
             return
         shared.close()
         shared.members.offers.pop("replica", None)
+        shared.members.returned.pop("replica", None)
         if self._member_changed in shared.members.changed:
             shared.members.changed.remove(self._member_changed)
         if self._members is None:
@@ -191,6 +192,7 @@ class LayerGossip(Exchange):
             shared.begin_meeting()
             members.meet(None)
             self._agree(shared)
+        members.returned["replica"] = self._take_back
         members.offers["replica"] = self._offer
         peers = Peers(self._topology, self._seed + shared.rank)
         self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
@@ -229,14 +231,23 @@ class LayerGossip(Exchange):
         with shared.changed:
             if shared.is_meeting or shared.is_closed or shared.members.round != met:
                 return None  # what was packed is of a time before the others met: the next look will do
-            weights = [shared.weights.give(layer) for layer in range(len(shared.updates))]
+            weights, meetings = [shared.weights.give(layer) for layer in range(len(shared.updates))], shared.meetings
         return {
             "rank": shared.rank,
             "identity": shared.wire.identity,
             "weights": weights,
+            "meetings": meetings,
             "met": self._met,
             "state": state,
         }
+
+    def _take_back(self, offered: dict[str, Any]) -> None:
+        """Add the weights that were not given after all, unless all weights have been set anew since."""
+        shared = self._shared
+        assert shared
+        with shared.changed:
+            if shared.meetings == offered["meetings"]:
+                shared.weights.take_back(list(enumerate(offered["weights"])))
 
     def _member_changed(self, member: int, is_alive: bool) -> None:
         shared = self._shared

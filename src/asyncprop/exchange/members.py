@@ -18,6 +18,8 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.exchange.attendance import Attendance, set_key
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
+from asyncprop.exchange.donor import Donor
+from asyncprop.exchange.handover import GIVEN, Handover, key_of
 
 TIMEOUT_S = 10.0
 """Seconds of silence after which the others go on without a rank, unless given."""
@@ -34,7 +36,7 @@ class LeftOut(RuntimeError):  # noqa: N818 (no failure of the run: the others we
 
 
 class Members:
-    """One rank among the others. Between `open` and `close` a thread keeps its heartbeat.
+    """One rank among the others. Between `open` and `close` threads keep its heartbeat, and answer those that join.
 
     Args:
         store: that all ranks share; give it a prefix.
@@ -50,10 +52,11 @@ class Members:
         among: those that took part in the last `meet` or `gather`; at first, the ranks of the start.
         round: number of meetings so far.
         lost: those that were dropped, with the time (`time.time()`) at which it happened.
-        failure: what ended the thread.
-        changed: called, by the thread, with a member's number and whether it is alive, when that changes.
-        offers: what a rank that joins is given, by name; called by the thread, in this order. If one returns None,
+        failure: what ended the threads.
+        changed: called, by a thread, with a member's number and whether it is alive, when that changes.
+        offers: what a rank that joins is given, by name; called by a thread, in this order. If one returns None,
             nothing is given now.
+        returned: called, by a thread, with what was offered by this name and not given after all.
         given: what this rank was given when it joined.
         store: as given.
     """
@@ -78,6 +81,7 @@ class Members:
         self.failure: BaseException | None = None
         self.changed: list[Callable[[int, bool], None]] = []
         self.offers: dict[str, Callable[[], Any]] = {}
+        self.returned: dict[str, Callable[[Any], None]] = {}
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
         self._clock = clock
@@ -86,15 +90,15 @@ class Members:
         self._gone: set[int] = set()
         self._attendance = Attendance(self.board, size)
         self._said_in: deque[int] = deque()  # the meetings from which something that this rank said is in the store
-        self._answered: dict[int, int] = {}
+        self._donor = Donor(store)
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def open(self) -> None:
         """Announce this rank, and start its heartbeat."""
         self.announce()
-        self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
-        self._thread.start()
+        # Answers have a thread of their own: to pack a large model takes longer than silence is borne.
+        self._threads = [self._start("members", self.look), self._start("answers", self.answer)]
 
     def announce(self) -> None:
         """Let the others know of this rank."""
@@ -108,11 +112,12 @@ class Members:
         self.look()
 
     def close(self) -> None:
-        """Say goodbye, so that nobody waits for this rank, and end the thread."""
+        """Say goodbye, so that nobody waits for this rank, and end the threads."""
         self._closing.set()
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        threads, self._threads = self._threads, []
+        if threads:
+            for thread in threads:
+                thread.join()
             if self.failure is None:
                 with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
                     self.board.put(f"gone/{self.rank}", None)
@@ -132,7 +137,7 @@ class Members:
         return min(1.0, self.timeout_s / 10)
 
     def check(self) -> None:
-        """Raise what ended the thread, if it has ended."""
+        """Raise what ended the threads, if they have ended."""
         if self.failure is not None:
             raise self.failure
 
@@ -229,47 +234,38 @@ class Members:
 
     def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
         number = self.board.add(f"asked/{donor}/{self.rank}", 1)
-        key = f"offer/{donor}/{self.rank}/{number}"
-        while not self.board.has(key):
+        handover = Handover(self.board, key_of(donor, self.rank, number))
+        while handover.fate != GIVEN:
             self.check()
             give_up()
-            if donor not in self._expected():
+            if donor not in self._expected() and handover.withdraw():
                 return None
             time.sleep(POLL_S)
-        given: dict[str, Any] = self.board.get(key)
-        self.board.delete(key)
+        given: dict[str, Any] = handover.take()
         return given
 
     def answer(self) -> None:
         """Give those who ask for it what this rank offers."""
-        for member in self._alive - {self.rank} if self.offers else ():
-            number = self._beats.add(f"asked/{self.rank}/{member}", 0)
-            if number > self._answered.get(member, 0) and self._give(member, number):
-                self._answered[member] = number
+        self._donor.answer(self)
 
-    def _give(self, member: int, number: int) -> bool:
-        given: dict[str, Any] = {"round": self.round, "among": self.among}
-        for name, offer in self.offers.items():
-            if (part := offer()) is None:
-                return False
-            given[name] = part
-        if self.round != given["round"]:
-            return False
-        self._beats.put(f"since/{member}", self.round + 1)  # from now on the others wait for it
-        self._beats.put(f"offer/{self.rank}/{member}/{number}", given)
-        return True
+    # ---- the threads
 
-    # ---- the thread
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Do some work again and again in a thread of its own; what ends it ends the other threads, too."""
 
-    def _run(self) -> None:
-        try:
-            while not self._closing.wait(self._every_s):
-                self.look()
-                self.answer()
-        except BaseException as error:
-            self.failure = error
-            for changed in list(self.changed):
-                changed(self.rank, False)
+        def run() -> None:
+            try:
+                while not self._closing.wait(self._every_s):
+                    work()
+            except BaseException as error:
+                self.failure = self.failure or error
+                self._closing.set()
+                for changed in list(self.changed):
+                    changed(self.rank, False)
+
+        thread = threading.Thread(target=run, name=f"asyncprop-{name}", daemon=True)
+        thread.start()
+        return thread
 
     def look(self) -> None:
         """Count one heartbeat, and see whose counts have changed.
