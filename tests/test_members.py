@@ -356,10 +356,13 @@ def test_joining_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_old_meetings_are_forgotten() -> None:
     net = Net(1)
+    board = net.members[0].board
+    net.members[0].gather("value")
+    assert board.has("round/0.1/0")
     for _ in range(4):
         net.members[0].meet("value")
         net.members[0].gather("value")
-    board = net.members[0].board
+    assert not board.has("round/0.1/0")
     assert not board.has("round/1.0/0")
     assert not board.has("round/1.1/0")
     assert board.has("round/2.0/0")

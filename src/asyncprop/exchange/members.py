@@ -89,7 +89,7 @@ class Members:
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
         self._attendance = Attendance(self.board, size)
-        self._said_in: deque[int] = deque()  # the meetings from which something that this rank said is in the store
+        self._said: deque[tuple[int, str]] = deque()  # in which meetings, and the keys that hold it
         self._donor = Donor(store)
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -150,9 +150,8 @@ class Members:
             LeftOut: if the others have met without this rank.
         """
         self.round, self._turn = self.round + 1, 0
-        while self._said_in and self._said_in[0] < self.round - KEPT_ROUNDS:
-            self._forget(self._said_in.popleft())
-        self._said_in.append(self.round)
+        while self._said and self._said[0][0] < self.round - KEPT_ROUNDS:  # who took part stays known
+            self.board.delete(self._said.popleft()[1])
         return self._agree(value, self._expected)
 
     def gather(self, value: Any) -> dict[int, Any]:
@@ -169,6 +168,7 @@ class Members:
         name, board = f"round/{self.turn}", self.board
         is_settled = set_key(self.round, self._turn)
         board.put(f"{name}/{self.rank}", value)
+        self._said.append((self.round, f"{name}/{self.rank}"))
         here: set[int] = {self.rank}
         while not board.has(is_settled):
             self.check()
@@ -200,13 +200,6 @@ class Members:
         """Learn what the others have agreed on without this rank, and return what says that they did."""
         self._attendance.catch_up(self.round, self._turn)
         return LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
-
-    def _forget(self, old: int) -> None:
-        """Delete what this rank said in an old meeting; who took part stays known, to those who come late."""
-        turn = 0
-        while self.board.has(f"round/{old}.{turn}/{self.rank}"):
-            self.board.delete(f"round/{old}.{turn}/{self.rank}")
-            turn += 1
 
     # ---- joining
 
