@@ -95,6 +95,48 @@ def test_members_agree_on_everybodys_values() -> None:
     assert {m.turn for m in net.members} == {"1.1"}
 
 
+class Counting(HashStore):
+    """A store that notes what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+
+    def clone(self) -> "Counting":
+        return self
+
+    def get(self, key: str) -> bytes:
+        self.read.append(key)
+        return super().get(key)
+
+
+def test_a_value_is_read_by_who_asks_for_it_when_it_does() -> None:
+    store = Counting()
+    members = [Members(store, 2, rank) for rank in range(2)]
+    told = at_once(*(lambda m=m: m.meet(m.rank + 5) for m in members))
+    assert not store.read
+    assert 0 in told[1]
+    assert told[1].keys() == {0, 1}
+    assert told[1][1] == 6
+    assert not store.read
+    assert [told[1][0], told[1][0]] == [5, 5]
+    assert store.read == ["round/1.0/0"]
+    with pytest.raises(KeyError):
+        told[1][2]
+
+
+def test_the_first_rank_reads_what_all_have_said_and_others_what_they_ask_for() -> None:
+    store = Counting()
+    worlds = [World(tolerant=True), World(tolerant=True)]
+    for rank, one in enumerate(worlds):
+        one.rank, one.size, one.members = rank, 2, Members(store, 2, rank)
+    first, second = at_once(*(lambda one=one: one.gather(one.rank + 5) for one in worlds))
+    assert type(first) is list
+    assert store.read == ["round/0.1/1"]
+    assert second[0] == 5
+    assert list(second) == second[:] == first == [5, 6]
+
+
 def test_the_dead_are_not_waited_for() -> None:
     net = Net(3)
     net.pass_s(11, 0, 1)
@@ -153,8 +195,9 @@ def test_a_long_value_of_which_pieces_are_deleted_is_as_good_as_none() -> None:
     net.members[1].board.put("round/1.0/1", None)
     net.members[0].meet(b"x" * (2 * PIECE_BYTES))
     net.members[0].board._store.delete_key("round/1.0/0/2")
+    told = net.members[1].meet(None)
     with pytest.raises(LeftOut):
-        net.members[1].meet(None)
+        told[0]
 
 
 def test_two_that_were_stopped_within_one_meeting_do_not_ask_each_other() -> None:

@@ -137,7 +137,7 @@ class LayerGossip(Exchange):
             return
         shared.begin_meeting()  # from here on nothing is merged: what is said now stays true
         merged = {rank: neighbour.merged for rank, neighbour in shared.neighbours.items()}
-        told = shared.members.meet(merged)
+        told = dict(shared.members.meet(merged))
         with shared.changed:
             for rank, neighbour in shared.neighbours.items():
                 last = told[rank].get(shared.rank, 0) if rank in told else 0

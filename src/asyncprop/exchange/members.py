@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -20,6 +20,7 @@ from asyncprop.exchange.attendance import Attendance, set_key
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
 from asyncprop.exchange.donor import Donor
 from asyncprop.exchange.handover import GIVEN, Handover, key_of
+from asyncprop.exchange.told import Told
 
 TIMEOUT_S = 10.0
 """Seconds of silence after which the others go on without a rank, unless given."""
@@ -89,7 +90,7 @@ class Members:
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
         self._attendance = Attendance(self.board, size)
-        self._said: deque[tuple[int, str]] = deque()  # in which meetings, and the keys that hold it
+        self._said: deque[tuple[int, str]] = deque()  # meetings, and keys at which this rank spoke
         self._donor = Donor(store)
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -143,18 +144,20 @@ class Members:
 
     # ---- agreeing
 
-    def meet(self, value: Any) -> dict[int, Any]:
+    def meet(self, value: Any) -> Mapping[int, Any]:
         """Wait for all that are alive to meet, and return the value of each that takes part, by number.
 
+        Values are read when they are asked for, and kept for so long only as `KEPT_ROUNDS` says.
+
         Raises:
-            LeftOut: if the others have met without this rank.
+            LeftOut: if the others have met without this rank; also when it asks for a value that they have deleted.
         """
         self.round, self._turn = self.round + 1, 0
         while self._said and self._said[0][0] < self.round - KEPT_ROUNDS:  # who took part stays known
             self.board.delete(self._said.popleft()[1])
         return self._agree(value, self._expected)
 
-    def gather(self, value: Any) -> dict[int, Any]:
+    def gather(self, value: Any) -> Mapping[int, Any]:
         """As `meet`, of those that took part in the last one and are still alive."""
         self._turn += 1
         among = set(self.among)
@@ -164,7 +167,7 @@ class Members:
         """Who takes part in the next meeting: not those that were left out of one and have not joined again."""
         return {member for member in self._alive if self._attendance.takes_part(member)}
 
-    def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> dict[int, Any]:
+    def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> Mapping[int, Any]:
         name, board = f"round/{self.turn}", self.board
         is_settled = set_key(self.round, self._turn)
         board.put(f"{name}/{self.rank}", value)
@@ -179,18 +182,12 @@ class Members:
             else:
                 time.sleep(POLL_S)
         members = self._attendance.read(self.round, self._turn)
-        if self.rank not in members:
-            raise self._left_out()
-        values = {member: self._read(f"{name}/{member}") for member in members if member != self.rank}
+        if self.rank not in members or not board.has(*(f"{name}/{member}" for member in members)):
+            raise self._left_out()  # all was there when it was settled who takes part: what is not now is deleted
         self.among = members
-        return {**values, self.rank: value}
+        return Told(members, {self.rank: value}, lambda member: self._read(f"{name}/{member}"))
 
     def _read(self, key: str) -> Any:
-        """Return what a member said in a meeting; all was there when it was settled who takes part.
-
-        Raises:
-            LeftOut: if it is there no more, as the others have met too often since.
-        """
         try:
             return self.board.find(key)
         except KeyError:
