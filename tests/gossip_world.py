@@ -133,3 +133,13 @@ def linked(ranks: list[Rank]) -> None:
             lambda rank=rank: sum(n.link is not None for n in rank.shared.neighbours.values()) >= len(ranks) - 1,
             "no link",
         )
+
+
+def spread(ranks: list[Rank]) -> None:
+    """Give every rank values of its own: 0, 1, 2, ..."""
+    for rank in ranks:
+        rank.set(float(rank.rank))
+
+
+def settle(ranks: list[Rank]) -> None:
+    at_once(*(rank.gossip.settle for rank in ranks))

@@ -10,17 +10,7 @@ from torch.distributed import HashStore
 import asyncprop as ap
 from asyncprop.exchange.wire import Header, Kind
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
-from gossip_world import Rank, at_once, linked, world
-
-
-def spread(ranks: list[Rank]) -> None:
-    """Give every rank values of its own: 0, 1, 2, ..."""
-    for rank in ranks:
-        rank.set(float(rank.rank))
-
-
-def settle(ranks: list[Rank]) -> None:
-    at_once(*(rank.gossip.settle for rank in ranks))
+from gossip_world import Rank, at_once, linked, settle, spread, world
 
 
 def test_all_begin_with_the_first_rank_s_model() -> None:
@@ -217,6 +207,20 @@ def test_another_model_is_refused_with_both_sides_named() -> None:
     at_once(*(rank.close for rank in ranks))
 
 
+def test_a_rank_that_dies_before_it_has_greeted_is_not_waited_for() -> None:
+    store = HashStore()
+    ranks: list[Rank] = at_once(*(lambda rank=rank: Rank(store, 3, rank) for rank in range(3)))
+    dead = ranks.pop(0)  # its model would have been everybody's
+    dead.members.close()
+    try:
+        at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))
+        assert [rank.members.among for rank in ranks] == [(1, 2)] * 2
+        first = TINY["mlp"].seeded_model(1).state_dict()
+        assert all(same_state(dict(rank.model.state_dict()), dict(first)) for rank in ranks)
+    finally:
+        at_once(*(rank.close for rank in ranks))
+
+
 def test_a_dead_rank_is_dropped_and_the_others_settle_without_it(caplog: pytest.LogCaptureFixture) -> None:
     with world(3) as ranks, caplog.at_level(logging.WARNING, "asyncprop"):
         spread(ranks)
@@ -255,6 +259,19 @@ def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
         assert torch.equal(first.values(), new.values())
     finally:
         at_once(first.close, new.close)
+
+
+def test_weight_that_was_offered_and_not_given_is_taken_back_until_the_ranks_meet() -> None:
+    with world(2) as ranks:
+        gossip = ranks[0].gossip
+        offered = gossip._offer()
+        assert ranks[0].weights == [0.5, 0.5]
+        gossip._take_back(offered)
+        assert ranks[0].weights == [1.0, 1.0]
+        offered = gossip._offer()
+        settle(ranks)
+        gossip._take_back(offered)
+        assert ranks[0].weights == [1.0, 1.0]
 
 
 def test_with_the_engine_all_end_equal_and_have_learnt() -> None:

@@ -1,5 +1,6 @@
 """Members: deaths, silence, joining and agreeing, by a clock that the tests move."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch.distributed import HashStore, PrefixStore
 
 from asyncprop.exchange import World, world
 from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
+from asyncprop.exchange.handover import GIVEN, WITHDRAWN, Handover
 from asyncprop.exchange.members import START_TIMEOUT_S, LeftOut, Members
 from gossip_world import at_once
 
@@ -93,6 +95,48 @@ def test_members_agree_on_everybodys_values() -> None:
     assert {m.turn for m in net.members} == {"1.1"}
 
 
+class Counting(HashStore):
+    """A store that notes what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+
+    def clone(self) -> "Counting":
+        return self
+
+    def get(self, key: str) -> bytes:
+        self.read.append(key)
+        return super().get(key)
+
+
+def test_a_value_is_read_by_who_asks_for_it_when_it_does() -> None:
+    store = Counting()
+    members = [Members(store, 2, rank) for rank in range(2)]
+    told = at_once(*(lambda m=m: m.meet(m.rank + 5) for m in members))
+    assert not store.read
+    assert 0 in told[1]
+    assert told[1].keys() == {0, 1}
+    assert told[1][1] == 6
+    assert not store.read
+    assert [told[1][0], told[1][0]] == [5, 5]
+    assert store.read == ["round/1.0/0"]
+    with pytest.raises(KeyError):
+        told[1][2]
+
+
+def test_the_first_rank_reads_what_all_have_said_and_others_what_they_ask_for() -> None:
+    store = Counting()
+    worlds = [World(tolerant=True), World(tolerant=True)]
+    for rank, one in enumerate(worlds):
+        one.rank, one.size, one.members = rank, 2, Members(store, 2, rank)
+    first, second = at_once(*(lambda one=one: one.gather(one.rank + 5) for one in worlds))
+    assert type(first) is list
+    assert store.read == ["round/0.1/1"]
+    assert second[0] == 5
+    assert list(second) == second[:] == first == [5, 6]
+
+
 def test_the_dead_are_not_waited_for() -> None:
     net = Net(3)
     net.pass_s(11, 0, 1)
@@ -120,6 +164,72 @@ def test_whoever_was_left_out_knows_and_joins_again() -> None:
     assert ask(net, 1) == {"round": 2, "among": (0,), "state": "a model"}
     met = at_once(*(lambda m=m: m.meet(m.rank) for m in net.members))
     assert met == [{0: 0, 1: 1}] * 2
+
+
+def freeze(net: Net, rank: int, value: Any, rounds: int) -> None:
+    """Let a member be stopped in the next meeting, just as it has said something, and the others meet so often more."""
+    others = [other for other in range(len(net.members)) if other != rank]
+    net.members[rank].board.put(f"round/{net.members[rank].round + 1}.0/{rank}", value)
+    at_once(*(lambda other=other: net.members[other].meet(None) for other in others))
+    net.pass_s(11, *others)
+    for _ in range(rounds):
+        met = at_once(*(lambda other=other: net.members[other].meet(None).keys() for other in others))
+        assert met == [set(others)] * len(others)
+    net.look(*range(len(net.members)))
+
+
+def test_one_that_was_stopped_within_a_meeting_that_the_others_have_forgotten_knows() -> None:
+    net = Net(3)
+    freeze(net, 2, "a value", rounds=3)
+    assert net.members[2].board.has("round/1.0/set")
+    assert not net.members[2].board.has("round/1.0/0")
+    with pytest.raises(LeftOut, match="rank 2 was not heard of for 10 s"):
+        net.members[2].meet("a value")
+    assert ask(net, 2)["round"] == 4
+    net.look(0, 1, 2)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members)) == [{0, 1, 2}] * 3
+
+
+def test_a_long_value_of_which_pieces_are_deleted_is_as_good_as_none() -> None:
+    net = Net(2)
+    net.members[1].board.put("round/1.0/1", None)
+    net.members[0].meet(b"x" * (2 * PIECE_BYTES))
+    net.members[0].board._store.delete_key("round/1.0/0/2")
+    told = net.members[1].meet(None)
+    with pytest.raises(LeftOut):
+        told[0]
+
+
+def test_two_that_were_stopped_within_one_meeting_do_not_ask_each_other() -> None:
+    net = Net(4)
+    for rank in (0, 1):
+        net.members[rank].board.put(f"round/1.0/{rank}", None)
+    living = net.members[2:]
+    at_once(*(lambda m=m: m.meet(None) for m in living))
+    net.pass_s(11, 2, 3)
+    for _ in range(3):
+        at_once(*(lambda m=m: m.meet(None) for m in living))
+    net.look(0, 1, 2, 3)
+    for rank in (0, 1):
+        with pytest.raises(LeftOut):
+            net.members[rank].meet(None)
+        assert net.members[rank].alive == {0, 1, 2, 3}
+        assert net.members[rank]._expected() == {2, 3}
+
+
+def test_a_new_member_knows_who_had_been_left_out() -> None:
+    net = Net(2)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    net.pass_s(11, 0)
+    net.members[0].meet(None)  # without 1
+    net.members.append(net.new(None))
+    new = net.members[2]
+    new.announce()
+    net.look(0)
+    ask(net, 2)
+    net.pass_s(12, 1, 2)  # the first is gone, and the one that was left out is back
+    assert new.alive == {1, 2}
+    assert new.meet(None).keys() == {2}
 
 
 def ask(net: Net, rank: int) -> dict[str, Any]:
@@ -163,6 +273,114 @@ def test_a_new_member_joins_though_the_first_has_died() -> None:
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[1:])) == [{1, 2, 3}] * 3
 
 
+def joining(net: Net) -> Members:
+    """Let a new member announce itself to all."""
+    new = net.new(None)
+    net.members.append(new)
+    new.announce()
+    net.look(*range(new.rank))
+    return new
+
+
+def test_what_is_packed_in_vain_is_taken_back_and_nobody_waits_for_the_one_that_asked() -> None:
+    net = Net(2)
+    new, donor = joining(net), net.members[0]
+    returned: list[str] = []
+
+    def offer() -> str:
+        Handover(new.board, "offer/0/2/1").withdraw()  # as it has waited for too long
+        return "a model"
+
+    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    new.board.add("asked/0/2", 1)
+    for _ in range(2):  # the second time it has been dealt with
+        donor.answer()
+        assert returned == ["a model"]
+    assert not new.board.has("offer/0/2/1")
+    assert new.board.has("since/2")
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
+
+
+def test_what_is_collected_while_a_meeting_begins_is_taken_back() -> None:
+    net = Net(1)
+    new, donor = joining(net), net.members[0]
+    returned: list[str] = []
+
+    def offer() -> str:
+        donor.meet(None)
+        return "a model"
+
+    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    new.board.add("asked/0/1", 1)
+    donor.answer()
+    assert returned == ["a model"]
+    assert not new.board.has("since/1")
+
+
+def test_nobody_waits_for_one_whose_donor_died_at_it() -> None:
+    net = Net(2)
+    new, second = joining(net), net.members[1]
+    new.board.put("since/2", (1, "offer/0/2/1"))  # as the first does before it hands over; then it is killed
+    met: list[set[int]] = []
+    second.offers["state"] = lambda: "a model" if met else None  # not while it is at a meeting
+
+    def passes() -> None:
+        net.pass_s(1, 1, 2)
+        second.answer()
+
+    given, _ = at_once(lambda: new.ask(passes), lambda: met.append(set(second.meet(None))))
+    assert met == [{1}]
+    assert given["state"] == "a model"
+    net.look(1, 2)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in (second, new))) == [{1, 2}] * 2
+
+
+def test_a_handover_is_given_or_withdrawn() -> None:
+    board = Board(HashStore())
+    given, withdrawn = Handover(board, "a"), Handover(board, "b")
+    assert given.fate == withdrawn.fate == ""
+    assert given.give("a model")
+    assert not given.withdraw()
+    assert given.fate == GIVEN
+    assert given.take() == "a model"
+    assert withdrawn.withdraw()
+    assert not withdrawn.give("a model")
+    assert withdrawn.fate == WITHDRAWN
+    assert not board.has("a")
+    assert not board.has("b")
+
+
+def test_the_heart_beats_while_a_model_is_handed_over() -> None:
+    begun, beaten, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    class Beating(Members):
+        def look(self) -> None:
+            super().look()
+            if begun.is_set():
+                beaten.set()
+
+    def offer() -> str:
+        begun.set()
+        is_over.wait(30.0)
+        return "a model"
+
+    def watch() -> None:
+        assert begun.wait(30.0), "nobody asks"
+        assert beaten.wait(20.0), "its heart does not beat"
+        is_over.set()
+
+    store = HashStore()
+    donor, new = Beating(store, 1, 0, timeout_s=5.0), Members(store, 1, None)
+    donor.offers["state"] = offer
+    try:
+        donor.open()
+        new.open()
+        given, _ = at_once(new.ask, watch)
+        assert given["state"] == "a model"
+    finally:
+        at_once(donor.close, new.close)
+
+
 def test_joining_nobody() -> None:
     net = Net(1)
     net.members.append(net.new(None))
@@ -181,13 +399,31 @@ def test_joining_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_old_meetings_are_forgotten() -> None:
     net = Net(1)
+    board = net.members[0].board
+    net.members[0].gather("value")
+    assert board.has("round/0.1/0")
     for _ in range(4):
         net.members[0].meet("value")
         net.members[0].gather("value")
-    board = net.members[0].board
+    assert not board.has("round/0.1/0")
     assert not board.has("round/1.0/0")
     assert not board.has("round/1.1/0")
     assert board.has("round/2.0/0")
+
+
+def test_what_a_member_had_said_before_it_was_left_out_is_forgotten() -> None:
+    net = Net(2)
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    freeze(net, 1, None, rounds=3)
+    with pytest.raises(LeftOut):
+        net.members[1].meet(None)
+    assert ask(net, 1)["round"] == 5
+    net.look(0, 1)
+    board = net.members[1].board
+    assert board.has("round/1.0/1", "round/2.0/1")
+    at_once(*(lambda m=m: m.meet(None) for m in net.members))
+    assert not board.has("round/1.0/1")
+    assert not board.has("round/2.0/1")
 
 
 class Lost(HashStore):

@@ -127,8 +127,8 @@ def test_other_models_and_protocols_are_refused_with_both_sides_named() -> None:
         ValueError, match=r"of its parameters, rank 0 has \['0.weight', \[7, 5\].*rank 1 has \['0.weight'"
     ):
         check_identity(ours, 0, {**ours, "parameters": [["0.weight", [8, 5], "torch.float32"]]}, 1)
-    with pytest.raises(ValueError, match=r"protocol must be the same on all ranks \(rank 0 has 1, rank 1 has 2\)"):
-        check_identity(ours, 0, {**ours, "protocol": 2}, 1)
+    with pytest.raises(ValueError, match=r"protocol must be the same on all ranks \(rank 0 has 2, rank 1 has 3\)"):
+        check_identity(ours, 0, {**ours, "protocol": 3}, 1)
     assert make("mlp")[0].digest != make("mlp", "bf16")[0].digest
 
 

@@ -48,13 +48,21 @@ class Board:
         while not self.has(key):
             give_up()
             time.sleep(POLL_S)
+        return self.find(key)
+
+    def find(self, key: str) -> Any:
+        """Return the value of a key, which is there.
+
+        Raises:
+            KeyError: if it has been deleted, or is being deleted.
+        """
         head = self._get(key)
         pieces = [head[4:], *(self._get(f"{key}/{number}") for number in range(1, int.from_bytes(head[:4], "little")))]
         return pickle.loads(b"".join(pieces))
 
-    def has(self, key: str) -> bool:
-        """Tell whether a key has a value."""
-        return _ask(lambda: bool(self._store.check([key])))
+    def has(self, *keys: str) -> bool:
+        """Tell whether all these keys have a value."""
+        return _ask(lambda: bool(self._store.check(list(keys))))
 
     def delete(self, key: str) -> None:
         """Delete a key and its value; nothing, if there is none."""
@@ -75,6 +83,8 @@ class Board:
         _ask(lambda: self._store.set(key, data))
 
     def _get(self, key: str) -> bytes:
+        if not self.has(key):  # torch would wait for it
+            raise KeyError(key)
         return _ask(lambda: bytes(self._store.get(key)))
 
 

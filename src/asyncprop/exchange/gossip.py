@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
-from asyncprop.exchange.agreement import Agreement
+from asyncprop.exchange.agreement import Agreement, check_types
+from asyncprop.exchange.board import POLL_S
 from asyncprop.exchange.members import TIMEOUT_S, Members
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
@@ -92,7 +94,8 @@ class LayerGossip(Exchange):
         """Check that all have the same model, take over the first rank's (a rank that joins: a live one's), and begin.
 
         Raises:
-            ValueError: if the ranks' models or protocols differ; it names both sides.
+            ValueError: if the ranks' models or protocols differ, with both sides named; or if a buffer is of a type on
+                which ranks cannot agree.
         """
         if (found := self._find_members()) is None:
             return
@@ -100,21 +103,12 @@ class LayerGossip(Exchange):
         wire = Wire(dict(replica.model.named_parameters()), replica.layers, self._wire_type, self._bucket_bytes)
         shared = self._shared = Shared(replica, members, store, wire, self.tally)
         self._agreement = Agreement(members, store)
-        self._greet(shared)
-        if members.given is not None:
-            self.rejoin(members.given["replica"])
-        else:
-            shared.weights.reset([float(shared.rank == min(members.among))] * len(replica.layers))
-            shared.begin_meeting()
-            members.meet(None)
-            self._agree(shared)
-        members.offers["replica"] = self._offer
-        peers = Peers(self._topology, self._seed + shared.rank)
-        self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
-        shared.start("send", self._sender.run)
-        members.changed.append(self._member_changed)
-        for member in members.alive - {shared.rank}:
-            self._member_changed(member, True)
+        try:
+            check_types(dict(replica.model.named_buffers()))
+            self._begin(shared)
+        except BaseException:
+            self.close()  # nobody is to wait for this rank
+            raise
 
     def landed(self, layer: int) -> None:
         """Mark the layer.
@@ -143,7 +137,7 @@ class LayerGossip(Exchange):
             return
         shared.begin_meeting()  # from here on nothing is merged: what is said now stays true
         merged = {rank: neighbour.merged for rank, neighbour in shared.neighbours.items()}
-        told = shared.members.meet(merged)
+        told = dict(shared.members.meet(merged))
         with shared.changed:
             for rank, neighbour in shared.neighbours.items():
                 last = told[rank].get(shared.rank, 0) if rank in told else 0
@@ -156,6 +150,7 @@ class LayerGossip(Exchange):
             return
         shared.close()
         shared.members.offers.pop("replica", None)
+        shared.members.returned.pop("replica", None)
         if self._member_changed in shared.members.changed:
             shared.members.changed.remove(self._member_changed)
         if self._members is None:
@@ -187,6 +182,25 @@ class LayerGossip(Exchange):
 
     # ---- inside
 
+    def _begin(self, shared: Shared) -> None:
+        members = shared.members
+        self._greet(shared)
+        if members.given is not None:
+            self.rejoin(members.given["replica"])
+        else:
+            shared.weights.reset([float(shared.rank == min(members.among))] * len(shared.replica.layers))
+            shared.begin_meeting()
+            members.meet(None)
+            self._agree(shared)
+        members.returned["replica"] = self._take_back
+        members.offers["replica"] = self._offer
+        peers = Peers(self._topology, self._seed + shared.rank)
+        self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
+        shared.start("send", self._sender.run)
+        members.changed.append(self._member_changed)
+        for member in members.alive - {shared.rank}:
+            self._member_changed(member, True)
+
     def _agree(self, shared: Shared) -> None:
         """Write the mean of all.
 
@@ -217,14 +231,23 @@ class LayerGossip(Exchange):
         with shared.changed:
             if shared.is_meeting or shared.is_closed or shared.members.round != met:
                 return None  # what was packed is of a time before the others met: the next look will do
-            weights = [shared.weights.give(layer) for layer in range(len(shared.updates))]
+            weights, meetings = [shared.weights.give(layer) for layer in range(len(shared.updates))], shared.meetings
         return {
             "rank": shared.rank,
             "identity": shared.wire.identity,
             "weights": weights,
+            "meetings": meetings,
             "met": self._met,
             "state": state,
         }
+
+    def _take_back(self, offered: dict[str, Any]) -> None:
+        """Add the weights that were not given after all, unless all weights have been set anew since."""
+        shared = self._shared
+        assert shared
+        with shared.changed:
+            if shared.meetings == offered["meetings"]:
+                shared.weights.take_back(list(enumerate(offered["weights"])))
 
     def _member_changed(self, member: int, is_alive: bool) -> None:
         shared = self._shared
@@ -265,9 +288,19 @@ class LayerGossip(Exchange):
 
     def _greet(self, shared: Shared) -> None:
         """Check that everybody has the same model, and speaks the same protocol."""
-        board = shared.members.board
-        board.put(f"identity/{shared.rank}", shared.wire.identity)
+        shared.members.board.put(f"identity/{shared.rank}", shared.wire.identity)
         for member in shared.members.among:
-            if member != shared.rank:
-                theirs = board.get(f"identity/{member}", shared.members.check)
+            if member != shared.rank and (theirs := self._identity_of(shared, member)):
                 check_identity(shared.wire.identity, shared.rank, theirs, member)
+
+    @staticmethod
+    def _identity_of(shared: Shared, member: int) -> dict[str, Any] | None:
+        """Wait for what another rank says of itself; None if it dies before it has said anything."""
+        board, key = shared.members.board, f"identity/{member}"
+        while not board.has(key):
+            shared.members.check()
+            if member not in shared.members.alive:
+                return None
+            time.sleep(POLL_S)
+        identity: dict[str, Any] = board.get(key)
+        return identity

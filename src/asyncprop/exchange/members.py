@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from asyncprop.exchange.attendance import Attendance, set_key
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
+from asyncprop.exchange.donor import Donor
+from asyncprop.exchange.handover import GIVEN, Handover, key_of
+from asyncprop.exchange.told import Told
 
 TIMEOUT_S = 10.0
 """Seconds of silence after which the others go on without a rank, unless given."""
@@ -32,7 +37,7 @@ class LeftOut(RuntimeError):  # noqa: N818 (no failure of the run: the others we
 
 
 class Members:
-    """One rank among the others. Between `open` and `close` a thread keeps its heartbeat.
+    """One rank among the others. Between `open` and `close` threads keep its heartbeat, and answer those that join.
 
     Args:
         store: that all ranks share; give it a prefix.
@@ -48,10 +53,11 @@ class Members:
         among: those that took part in the last `meet` or `gather`; at first, the ranks of the start.
         round: number of meetings so far.
         lost: those that were dropped, with the time (`time.time()`) at which it happened.
-        failure: what ended the thread.
-        changed: called, by the thread, with a member's number and whether it is alive, when that changes.
-        offers: what a rank that joins is given, by name; called by the thread, in this order. If one returns None,
+        failure: what ended the threads.
+        changed: called, by a thread, with a member's number and whether it is alive, when that changes.
+        offers: what a rank that joins is given, by name; called by a thread, in this order. If one returns None,
             nothing is given now.
+        returned: called, by a thread, with what was offered by this name and not given after all.
         given: what this rank was given when it joined.
         store: as given.
     """
@@ -76,23 +82,24 @@ class Members:
         self.failure: BaseException | None = None
         self.changed: list[Callable[[int, bool], None]] = []
         self.offers: dict[str, Callable[[], Any]] = {}
+        self.returned: dict[str, Callable[[Any], None]] = {}
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
         self._clock = clock
         self._heard: dict[int, tuple[int, float]] = {}
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
-        self._since: dict[int, int] = dict.fromkeys(range(size), 1)  # the first meeting that a member takes part in
-        self._left_out: dict[int, int] = {}
-        self._answered: dict[int, int] = {}
+        self._attendance = Attendance(self.board, size)
+        self._said: deque[tuple[int, str]] = deque()  # meetings, and keys at which this rank spoke
+        self._donor = Donor(store)
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def open(self) -> None:
         """Announce this rank, and start its heartbeat."""
         self.announce()
-        self._thread = threading.Thread(target=self._run, name="asyncprop-members", daemon=True)
-        self._thread.start()
+        # Answers have a thread of their own: to pack a large model takes longer than silence is borne.
+        self._threads = [self._start("members", self.look), self._start("answers", self.answer)]
 
     def announce(self) -> None:
         """Let the others know of this rank."""
@@ -100,17 +107,18 @@ class Members:
             self.size, self.timeout_s = self.board.get("start", self.check)
             self.rank = self.size + self.board.add("joined", 1) - 1
             self._alive = set()  # it has yet to hear of anybody
-            self._since = dict.fromkeys(range(self.size), 1)
+            self._attendance = Attendance(self.board, self.size)
         self.board.put("start", (self.size, self.timeout_s))
         self._looked = self._clock()
         self.look()
 
     def close(self) -> None:
-        """Say goodbye, so that nobody waits for this rank, and end the thread."""
+        """Say goodbye, so that nobody waits for this rank, and end the threads."""
         self._closing.set()
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        threads, self._threads = self._threads, []
+        if threads:
+            for thread in threads:
+                thread.join()
             if self.failure is None:
                 with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
                     self.board.put(f"gone/{self.rank}", None)
@@ -130,24 +138,26 @@ class Members:
         return min(1.0, self.timeout_s / 10)
 
     def check(self) -> None:
-        """Raise what ended the thread, if it has ended."""
+        """Raise what ended the threads, if they have ended."""
         if self.failure is not None:
             raise self.failure
 
     # ---- agreeing
 
-    def meet(self, value: Any) -> dict[int, Any]:
+    def meet(self, value: Any) -> Mapping[int, Any]:
         """Wait for all that are alive to meet, and return the value of each that takes part, by number.
 
+        Values are read when they are asked for, and kept for so long only as `KEPT_ROUNDS` says.
+
         Raises:
-            LeftOut: if the others have met without this rank.
+            LeftOut: if the others have met without this rank; also when it asks for a value that they have deleted.
         """
         self.round, self._turn = self.round + 1, 0
-        if self.round > KEPT_ROUNDS:
-            self._forget(self.round - KEPT_ROUNDS - 1)
+        while self._said and self._said[0][0] < self.round - KEPT_ROUNDS:  # who took part stays known
+            self.board.delete(self._said.popleft()[1])
         return self._agree(value, self._expected)
 
-    def gather(self, value: Any) -> dict[int, Any]:
+    def gather(self, value: Any) -> Mapping[int, Any]:
         """As `meet`, of those that took part in the last one and are still alive."""
         self._turn += 1
         among = set(self.among)
@@ -155,38 +165,38 @@ class Members:
 
     def _expected(self) -> set[int]:
         """Who takes part in the next meeting: not those that were left out of one and have not joined again."""
-        return {member for member in self._alive if self._takes_part(member)}
+        return {member for member in self._alive if self._attendance.takes_part(member)}
 
-    def _takes_part(self, member: int) -> bool:
-        if self._since.get(member, 0) <= self._left_out.get(member, 0) and self.board.has(f"since/{member}"):
-            self._since = {**self._since, member: self.board.get(f"since/{member}")}
-        return self._since.get(member, 0) > self._left_out.get(member, 0)
-
-    def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> dict[int, Any]:
+    def _agree(self, value: Any, waited_for: Callable[[], Iterable[int]]) -> Mapping[int, Any]:
         name, board = f"round/{self.turn}", self.board
+        is_settled = set_key(self.round, self._turn)
         board.put(f"{name}/{self.rank}", value)
+        self._said.append((self.round, f"{name}/{self.rank}"))
         here: set[int] = {self.rank}
-        while not board.has(f"{name}/set"):
+        while not board.has(is_settled):
             self.check()
             missing = set(waited_for()) - here
             here |= {member for member in missing if board.has(f"{name}/{member}")}
             if missing <= here:
-                board.settle(f"{name}/set", ",".join(map(str, sorted(here))))
+                board.settle(is_settled, ",".join(map(str, sorted(here))))
             else:
                 time.sleep(POLL_S)
-        members = [int(member) for member in board.settle(f"{name}/set", "").split(",")]
-        self._left_out |= {m: self.round for m in {*self._since, *self._alive} if m not in members}
-        if self.rank not in members:
-            raise LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
-        self.among = tuple(members)
-        return {m: value if m == self.rank else board.get(f"{name}/{m}", self.check) for m in members}
+        members = self._attendance.read(self.round, self._turn)
+        if self.rank not in members or not board.has(*(f"{name}/{member}" for member in members)):
+            raise self._left_out()  # all was there when it was settled who takes part: what is not now is deleted
+        self.among = members
+        return Told(members, {self.rank: value}, lambda member: self._read(f"{name}/{member}"))
 
-    def _forget(self, old: int) -> None:
-        """Delete what this rank said in an old meeting; who took part stays known, to those who come late."""
-        turn = 0
-        while self.board.has(f"round/{old}.{turn}/{self.rank}"):
-            self.board.delete(f"round/{old}.{turn}/{self.rank}")
-            turn += 1
+    def _read(self, key: str) -> Any:
+        try:
+            return self.board.find(key)
+        except KeyError:
+            raise self._left_out() from None
+
+    def _left_out(self) -> LeftOut:
+        """Learn what the others have agreed on without this rank, and return what says that they did."""
+        self._attendance.catch_up(self.round, self._turn)
+        return LeftOut(f"rank {self.rank} was not heard of for {self.timeout_s:g} s: the others went on without it")
 
     # ---- joining
 
@@ -209,53 +219,43 @@ class Members:
         self.joins, self.given = False, given
         self.round, self._turn = given["round"], 0
         self.among = given["among"]
-        self._left_out.pop(self.rank, None)
-        self._since = {**self._since, self.rank: self.round + 1}
+        self._attendance.join(self.rank, self.round, self.among)
         return given
 
     def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
         number = self.board.add(f"asked/{donor}/{self.rank}", 1)
-        key = f"offer/{donor}/{self.rank}/{number}"
-        while not self.board.has(key):
+        handover = Handover(self.board, key_of(donor, self.rank, number))
+        while handover.fate != GIVEN:
             self.check()
             give_up()
-            if donor not in self._expected():
+            if donor not in self._expected() and handover.withdraw():
                 return None
             time.sleep(POLL_S)
-        given: dict[str, Any] = self.board.get(key)
-        self.board.delete(key)
+        given: dict[str, Any] = handover.take()
         return given
 
     def answer(self) -> None:
         """Give those who ask for it what this rank offers."""
-        for member in self._alive - {self.rank} if self.offers else ():
-            number = self._beats.add(f"asked/{self.rank}/{member}", 0)
-            if number > self._answered.get(member, 0) and self._give(member, number):
-                self._answered[member] = number
+        self._donor.answer(self)
 
-    def _give(self, member: int, number: int) -> bool:
-        given: dict[str, Any] = {"round": self.round, "among": self.among}
-        for name, offer in self.offers.items():
-            if (part := offer()) is None:
-                return False
-            given[name] = part
-        if self.round != given["round"]:
-            return False
-        self._beats.put(f"since/{member}", self.round + 1)  # from now on the others wait for it
-        self._beats.put(f"offer/{self.rank}/{member}/{number}", given)
-        return True
+    # ---- the threads
 
-    # ---- the thread
+    def _start(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Do some work again and again in a thread of its own; what ends it ends the other threads, too."""
 
-    def _run(self) -> None:
-        try:
-            while not self._closing.wait(self._every_s):
-                self.look()
-                self.answer()
-        except BaseException as error:
-            self.failure = error
-            for changed in list(self.changed):
-                changed(self.rank, False)
+        def run() -> None:
+            try:
+                while not self._closing.wait(self._every_s):
+                    work()
+            except BaseException as error:
+                self.failure = self.failure or error
+                self._closing.set()
+                for changed in list(self.changed):
+                    changed(self.rank, False)
+
+        thread = threading.Thread(target=run, name=f"asyncprop-{name}", daemon=True)
+        thread.start()
+        return thread
 
     def look(self) -> None:
         """Count one heartbeat, and see whose counts have changed.

@@ -25,6 +25,7 @@ class Shared:
         changed: the lock of all below, and where threads wait for its changes.
         due: set when there may be something to send.
         is_meeting: from this rank's coming to a meeting until it has the result: nothing is sent, given or merged.
+        meetings: how many are over.
         is_closed: everything is to end.
         neighbours: by rank; replaced, never changed, so that it can be read without the lock.
         updates: of each layer since it was last sent (see `LayerGossip.landed`).
@@ -41,6 +42,7 @@ class Shared:
         self.changed = threading.Condition()
         self.due = threading.Event()
         self.is_meeting = self.is_closed = False
+        self.meetings = 0
         self._threads: list[threading.Thread] = []
 
     @property
@@ -59,6 +61,7 @@ class Shared:
             self.weights.reset(weights)
             self.updates[:] = [0] * len(self.updates)
             self.is_meeting = False
+            self.meetings += 1
             self.changed.notify_all()
 
     def start(self, name: str, work: Callable[[], None]) -> threading.Thread:

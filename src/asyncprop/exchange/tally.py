@@ -22,8 +22,8 @@ class GossipTally:
         distance: between this rank's parameters and the mean of all, relative to the mean's norm, when the ranks last
             met.
         weight: the sum of all ranks' weights of a layer when they last met, as a share of what it was after they had
-            met before: 1, but for what ranks that died, or were left out, took with them. Of the layer
-            whose is farthest from it.
+            met before: 1, but for what ranks took with them that died, were left out, or had values that are not
+            finite. Of the layer whose is farthest from it.
     """
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class GossipTally:
         square = apart = 0.0
         for name, parameter in parameters.items():
             if name in means:
-                pieces = zip(_pieces(parameter.detach()), _pieces(means[name]), strict=True)
-                for mine, mean in ((mine.cpu().double(), mean.double()) for mine, mean in pieces):
+                pairs = zip(pieces_of(parameter.detach()), pieces_of(means[name]), strict=True)
+                for mine, mean in ((mine.cpu().double(), mean.double()) for mine, mean in pairs):
                     apart += float((mine - mean).square().sum())
                     square += float(mean.square().sum())
         self.distance = (apart / square) ** 0.5 if square else 0.0
@@ -77,7 +77,7 @@ class GossipTally:
         return {name: getattr(self, name) for name in names}
 
 
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+def pieces_of(tensor: Tensor) -> tuple[Tensor, ...]:
     """Views of a tensor's numbers, so few at a time that what is made of them is small."""
     pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(1 << 16)  # type: ignore[no-untyped-call]
     return pieces

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from asyncprop.engine.layers import Layer
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise it whenever what is sent, or what is done about it, changes: ranks of different protocols refuse each other."""
 
 WireType = Literal["exact", "bf16"]

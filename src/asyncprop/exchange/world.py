@@ -13,6 +13,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members
+from asyncprop.exchange.told import InOrder
 
 JOIN_TIMEOUT_S = 10.0
 """How long a rank that joins looks for the store."""
@@ -69,11 +70,15 @@ class World:
         """Whether this rank has yet to take over the training from those that it joins."""
         return self.members is not None and self.members.joins
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's `value`, in the order of ranks; all ranks must call it. The dead have none."""
+    def gather(self, value: Any) -> Any:
+        """Return a sequence of every rank's `value`, in the order of ranks; all ranks must call it. The dead have none.
+
+        With `members` the first rank has a list, as it may have to write it; another reads what it asks for, when it
+        does: ranks' states may be as long as models, and only the first needs them all.
+        """
         if self.members:
-            gathered = self.members.gather(value)
-            return [gathered[rank] for rank in sorted(gathered)]
+            values = InOrder(self.members.gather(value))
+            return list(values) if self.is_first else values
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

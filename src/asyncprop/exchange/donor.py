@@ -1,0 +1,65 @@
+"""Donor: what a rank does for those that join: it hands over what it offers to whoever asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from asyncprop.exchange.board import Board
+from asyncprop.exchange.handover import WITHDRAWN, Handover, key_of
+
+if TYPE_CHECKING:
+    from asyncprop.exchange.members import Members
+
+
+class Donor:
+    """Answers, one rank's. Not thread-safe: one thread's own, as an answer may take long.
+
+    Args:
+        store: that all ranks share.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._board = Board(store)
+        self._answered: dict[int, int] = {}
+
+    def answer(self, members: Members) -> None:
+        """Look who has asked this rank, and hand over its `offers`."""
+        for member in members.alive - {members.rank} if members.offers else ():
+            number = self._board.add(f"asked/{members.rank}/{member}", 0)
+            if number > self._answered.get(member, 0) and self._give(members, member, number):
+                self._answered[member] = number
+
+    def _give(self, members: Members, member: int, number: int) -> bool:
+        """Hand over; tell whether there is no more to be done about it: it is given, or no longer wanted."""
+        handover = Handover(self._board, key_of(members.rank, member, number))
+        if handover.fate == WITHDRAWN:
+            return True
+        if (given := _collect(members)) is None:
+            return False
+        # From now on the others wait for it, unless it withdraws.
+        self._board.put(f"since/{member}", (given["round"] + 1, handover.key))
+        if not handover.give(given):
+            _take_back(members, given)
+        return True
+
+
+def _collect(members: Members) -> dict[str, Any] | None:
+    """Return what is offered, all of it of one time between two meetings; None if that cannot be now."""
+    given: dict[str, Any] = {"round": members.round, "among": members.among}
+    for name, offer in list(members.offers.items()):
+        if (part := offer()) is None:
+            break
+        given[name] = part
+    else:
+        if members.round == given["round"]:
+            return given
+    _take_back(members, given)
+    return None
+
+
+def _take_back(members: Members, given: dict[str, Any]) -> None:
+    for name, take_back in list(members.returned.items()):
+        if name in given:
+            take_back(given[name])
