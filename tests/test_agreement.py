@@ -11,7 +11,7 @@ from torch.distributed import HashStore
 
 from asyncprop.exchange import Members, agreement, group
 from asyncprop.exchange.group import GroupBroken
-from gossip_world import Rank, at_once, settle, spread, world
+from gossip_world import Rank, at_once, linked, settle, spread, world
 
 
 def test_what_does_not_count_may_be_infinite_and_leaves_no_trace() -> None:
@@ -25,6 +25,7 @@ def test_what_does_not_count_may_be_infinite_and_leaves_no_trace() -> None:
         rank.model.register_buffer("short", torch.tensor([-1 - rank.rank], dtype=torch.int16))
     try:
         at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))  # the second has no weight yet
+        linked(ranks)
         for rank in ranks:
             assert torch.equal(rank.model.mask, mask)
             assert torch.equal(rank.model.place, torch.tensor([-5]))

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.engine.exchange import Replica
+from asyncprop.exchange.link import CONNECT_S
 from asyncprop.exchange.members import Members
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.tally import GossipTally
 from asyncprop.exchange.weights import Weights
 from asyncprop.exchange.wire import Wire
 
-GRACE_S = 2.0
-"""How long `join` waits for each thread; one that is connecting to a dead rank ends with its time-out."""
+GRACE_S = CONNECT_S + 2.0
+"""Seconds that `join` waits for each thread: one that is connecting to a dead rank ends with its time-out."""
 
 
 class Shared:

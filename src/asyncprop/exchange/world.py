@@ -77,8 +77,8 @@ class World:
         does: ranks' states may be as long as models, and only the first needs them all.
         """
         if self.members:
-            values = InOrder(self.members.gather(value))
-            return list(values) if self.is_first else values
+            told = InOrder(self.members.gather(value))
+            return list(told) if self.is_first else told
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
