@@ -56,7 +56,7 @@ SCALES = {
     "small": Scale(
         3, 2, {"epochs": 6, "width": 8, "train_samples": 6400, "test_samples": 2000},
         {"epochs": 4, "width": 128, "train_samples": 3200},
-        {"epochs": 4, "width": 4, "train_samples": 1600, "test_samples": 1000},
+        {"epochs": 6, "width": 4, "train_samples": 3840, "test_samples": 1000},
         {"epochs": 1, "width": 16, "train_samples": 128, "test_samples": 16, "batch_size": 8},
         {"epochs": 2, "width": 32, "train_samples": 128, "test_samples": 16, "batch_size": 16}, 3, 0.5,
     ),
