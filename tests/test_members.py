@@ -9,7 +9,7 @@ from torch.distributed import HashStore, PrefixStore
 from asyncprop.exchange import World, world
 from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
 from asyncprop.exchange.handover import GIVEN, WITHDRAWN, Handover
-from asyncprop.exchange.members import START_TIMEOUT_S, LeftOut, Members
+from asyncprop.exchange.members import LATE_S, START_TIMEOUT_S, LeftOut, Members
 from gossip_world import at_once
 
 
@@ -77,12 +77,55 @@ def test_a_member_that_leaves_is_not_lost() -> None:
     assert not net.members[0].lost
 
 
-def test_a_rank_of_the_start_may_take_its_time() -> None:
-    net = Net(2, announced=1)
-    net.pass_s(START_TIMEOUT_S - 1, 0)
-    assert net.members[0].alive == {0, 1}
+def test_a_rank_of_the_start_may_take_its_time_and_the_others_say_for_whom_they_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = Net(3, announced=1)
+    net.pass_s(LATE_S - 1, 0)
+    assert not caplog.messages
+    net.pass_s(START_TIMEOUT_S - LATE_S, 0)
+    assert net.members[0].alive == {0, 1, 2}
+    (said,) = caplog.messages
+    assert said.startswith("rank 0: waiting for ranks 1, 2, for 300 s at most: do all machines have the same MASTER")
     net.pass_s(2, 0)
     assert net.members[0].alive == {0}
+
+
+class Asked(Board):
+    """Tells when it is looked whether a member has left."""
+
+    asked = threading.Event()
+
+    def has(self, *keys: str) -> bool:
+        found = super().has(*keys)
+        if keys[0].startswith("gone/"):
+            self.asked.set()
+        return found
+
+
+def test_who_holds_the_store_leaves_last() -> None:
+    store = HashStore()
+    holder, other = (Members(store, 2, rank, timeout_s=60.0, holds_store=rank == 0) for rank in range(2))
+    holder.open()
+    other.open()
+    holder.board = Asked(store)
+    closing = threading.Thread(target=holder.close)
+    closing.start()
+    assert Asked.asked.wait(60.0)
+    assert not other.board.has("gone/0")
+    other.close()
+    closing.join(30.0)
+    assert Board(store).has("gone/0")
+
+
+@pytest.mark.parametrize(("failed", "timeout_s"), [(True, 60.0), (False, 0.1)])
+def test_it_waits_for_nobody_after_an_error_and_not_for_good(failed: bool, timeout_s: float) -> None:
+    members = Members(HashStore(), 2, 0, timeout_s=timeout_s, holds_store=True)
+    members.open()
+    members.board = Asked(members.store)
+    Asked.asked.clear()
+    members.close(failed=failed)
+    assert Asked.asked.is_set() != failed
 
 
 def test_members_agree_on_everybodys_values() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.network
 RATE = "20mbit"
 LOST_PERCENT = 5
 PATIENCE_S = 150.0
-LAYUP = ("digits", "--method", "layup", "--timeout-s", "3", "--batch-size", "8")
+LAYUP = ("digits", "--method", "layup", "--timeout-s", "3", "--batch-size", "8", "--lr", "0.01")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--max-restarts=0")
 
 
@@ -90,10 +90,11 @@ def rank(host: Host, number: int, store: str, out: Path, *options: str) -> Abstr
 def agent(host: Host, store: Host, out: Path, *options: str) -> AbstractContextManager[Command]:
     """Run torchrun on a host, as docs/distributed.md says, and two ranks by it."""
     meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint={store.address}:29400", "--rdzv-id=asyncprop")
-    holds = f"--rdzv-conf=is_host={int(host == store)}"  # as no name of the machine leads to the address
+    # No name of the machine leads to its address, so both have to be said.
+    named = (f"--rdzv-conf=is_host={int(host == store)}", f"--local-addr={host.address}")
     return command(
         *LAYUP, "--out", str(out), *options, patience_s=PATIENCE_S,
-        prefix=(*host.inside, *TORCHRUN, *meeting, holds, "--no-python"),
+        prefix=(*host.inside, *TORCHRUN, *meeting, *named, "--no-python"),
         environment={"GLOO_SOCKET_IFNAME": host.interface},
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_lost_packets_lose_nothing(tmp_path: Path, hosts: tuple[Host, Host]) -> 
     for host in hosts:
         host.lose_packets(LOST_PERCENT)
     with rank(first, 0, first.address, out, *short) as a, rank(second, 1, first.address, out, *short) as b:
-        assert a.read_to_the_end() == b.read_to_the_end() == 0
+        assert a.read_to_the_end() == b.read_to_the_end() == 0, "".join(a.lines + b.lines)
     assert not [line for line in a.lines + b.lines if "going on without it" in line]
     result = json.loads((out / "result.json").read_text())
     assert result["exchange"]["weight"] == pytest.approx(1.0)

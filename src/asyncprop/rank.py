@@ -135,7 +135,7 @@ def _train_in(world: World, job: Job) -> int:
             code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on()}", FAILED)
             if world.size > 1:
                 if world.members:
-                    world.members.close()  # nobody is to wait for this rank
+                    world.members.close(failed=True)  # nobody is to wait for this rank
                 sys.stderr.flush()
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
             return code

@@ -24,7 +24,7 @@ from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement, check_types
 from asyncprop.exchange.board import POLL_S
-from asyncprop.exchange.members import TIMEOUT_S, Members
+from asyncprop.exchange.members import TIMEOUT_S, Members, holds_store
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
 from asyncprop.exchange.receiver import Receiver
@@ -282,7 +282,10 @@ class LayerGossip(Exchange):
             return None
         default = distributed.distributed_c10d._get_default_store()
         store = PrefixStore(f"asyncprop/gossip-{next(_opened)}", default)
-        members = Members(store, distributed.get_world_size(), distributed.get_rank(), timeout_s=self._timeout_s)
+        rank = distributed.get_rank()
+        members = Members(
+            store, distributed.get_world_size(), rank, timeout_s=self._timeout_s, holds_store=holds_store(rank)
+        )
         members.open()
         return members, store
 

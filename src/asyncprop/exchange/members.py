@@ -8,6 +8,8 @@ store: whatever was proposed first is what all go by. A member that was taken fo
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import threading
 import time
 from collections import deque
@@ -28,8 +30,13 @@ TIMEOUT_S = 10.0
 START_TIMEOUT_S = 300.0
 """Seconds that ranks of the start may take to announce themselves: the slowest has yet to import PyTorch."""
 
+LATE_S = 30.0
+"""Seconds after which a rank says for whom it waits at the start."""
+
 KEPT_ROUNDS = 2
 """Meetings whose values stay in the store: a slower member may still be reading them."""
+
+log = logging.getLogger("asyncprop")
 
 
 class LeftOut(RuntimeError):  # noqa: N818 (no failure of the run: the others went on without this rank)
@@ -46,6 +53,7 @@ class Members:
         timeout_s: a rank that was not heard of for so long is dropped. Shorter drops the dead sooner, and also those
             that only hang: these can join anew. A rank that joins has that of the others.
         clock: seconds; for tests.
+        holds_store: whether the store ends with this process: `close` then waits until the others have left, too.
 
     Attributes:
         rank: this rank's number, once opened.
@@ -70,6 +78,7 @@ class Members:
         *,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
+        holds_store: bool = False,
     ) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be > 0 (got {timeout_s})")
@@ -85,8 +94,9 @@ class Members:
         self.returned: dict[str, Callable[[Any], None]] = {}
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
-        self._clock = clock
+        self._clock, self._holds_store = clock, holds_store
         self._heard: dict[int, tuple[int, float]] = {}
+        self._has_told_of_late = False
         self._alive: set[int] = set(range(size))
         self._gone: set[int] = set()
         self._attendance = Attendance(self.board, size)
@@ -112,8 +122,15 @@ class Members:
         self._looked = self._clock()
         self.look()
 
-    def close(self) -> None:
-        """Say goodbye, so that nobody waits for this rank, and end the threads."""
+    def close(self, *, failed: bool = False) -> None:
+        """Say goodbye, so that nobody waits for this rank, and end the threads.
+
+        Args:
+            failed: whether this rank ends by an error, which is not to wait for anybody.
+        """
+        if self._holds_store and self._threads and not failed:
+            with contextlib.suppress(StoreLostError):
+                self._outlast()
         self._closing.set()
         threads, self._threads = self._threads, []
         if threads:
@@ -122,6 +139,14 @@ class Members:
             if self.failure is None:
                 with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
                     self.board.put(f"gone/{self.rank}", None)
+
+    def _outlast(self) -> None:
+        """Wait until the others have left, but not longer than silence is borne: they may still be reading."""
+        end = time.monotonic() + self.timeout_s
+        while self.failure is None and time.monotonic() < end:
+            if all(self.board.has(f"gone/{member}") for member in self.alive - {self.rank}):
+                return
+            time.sleep(POLL_S)
 
     @property
     def alive(self) -> frozenset[int]:
@@ -270,6 +295,17 @@ class Members:
         for member in range(self.size + board.add("joined", 0)):
             if member != self.rank and member not in self._gone:
                 self._hear(board, member, now, stopped_s)
+        self._tell_of_late(now)
+
+    def _tell_of_late(self, now: float) -> None:
+        """Say once who has not come: on hosts that were told different addresses all would wait in silence."""
+        never_heard = {member: since for member, (beats, since) in self._heard.items() if beats == 0}
+        late = [member for member, since in never_heard.items() if now - since >= LATE_S and member in self._alive]
+        if late and not self._has_told_of_late:
+            self._has_told_of_late = True
+            said = "rank %d: waiting for ranks %s, for %g s at most: do all machines have the same MASTER_ADDR? "
+            said += "(torchrun: --local-addr=ADDRESS)"
+            log.warning(said, self.rank, ", ".join(map(str, late)), START_TIMEOUT_S)
 
     def _hear(self, board: Board, member: int, now: float, stopped_s: float) -> None:
         if board.has(f"gone/{member}"):
@@ -295,3 +331,8 @@ class Members:
             self._alive = self._alive - {member}
         for changed in list(self.changed):
             changed(member, alive)
+
+
+def holds_store(rank: int) -> bool:
+    """Tell whether torch's store ends with this rank's process: with the first, unless torch's launcher holds it."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

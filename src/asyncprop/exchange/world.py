@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members
+from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members, holds_store
 from asyncprop.exchange.told import InOrder
 
 JOIN_TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ class World:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.members:
-            self.members.close()
+            self.members.close(failed=kind is not None)
         elif self.size > 1 and kind is None:  # after an error the others may never come
             gc.collect()  # a DistributedDataParallel is part of a cycle, and holds the group, whose threads must end
             distributed.destroy_process_group()
@@ -90,9 +90,8 @@ class World:
         host, port = (
             self._joins.rsplit(":", 1) if self._joins else (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
         )
-        held_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or self._joins is not None
         patience_s = JOIN_TIMEOUT_S if self._joins else START_TIMEOUT_S
-        is_master = self.rank == 0 and not held_elsewhere
+        is_master = self._joins is None and holds_store(self.rank)
         try:
             store = TCPStore(host, int(port), is_master=is_master, timeout=timedelta(seconds=patience_s))
         except RuntimeError as error:
@@ -103,7 +102,13 @@ class World:
         self._store = PrefixStore("asyncprop/counters", store)
         self.address = f"{host}:{port}"
         rank = None if self._joins else self.rank
-        self.members = Members(PrefixStore("asyncprop/members", store), self.size, rank, timeout_s=self._timeout_s)
+        self.members = Members(
+            PrefixStore("asyncprop/members", store),
+            self.size,
+            rank,
+            timeout_s=self._timeout_s,
+            holds_store=is_master,
+        )
         self.members.open()
         self.rank, self.size = self.members.rank, self.members.size
         os.environ["RANK"] = str(self.rank)  # a rank that joins is slowed, or not, as this number says
