@@ -44,7 +44,10 @@ def test_rows_are_in_the_order_of_delays(tmp_path: Path) -> None:
     stream = io.StringIO()
     print_delays(found, stream)
     assert "reached by 1 of 3" in stream.getvalue()
-    assert "| 2 | 20.0 ± 0.5 | 4.0 ± 0.5 | 5.00 |" in delay_markdown(found)
+    markdown = delay_markdown(found, "asyncprop delays one two")
+    assert "| 2 | 20.0 ± 0.5 | 4.0 ± 0.5 | 5.00 |" in markdown
+    assert markdown.count("\n- `x`, commit x") == len(found["rows"])
+    assert markdown.endswith("\nThis table: `asyncprop delays one two`\n")
 
 
 def test_files_that_cannot_be_set_side_by_side(tmp_path: Path) -> None:
@@ -77,8 +80,9 @@ def test_a_method_may_be_missing_at_some_delays(tmp_path: Path) -> None:
         comparison("seconds=2", {"ddp": 20.0, "peer": 10.0, "layup": 5.0}, methods="ddp,peer,layup"),
     )
     found = delay_rows(read_comparisons(files))
-    assert "| 0 | 4.0 ± 0.5 | 4.0 ± 0.5 | – | 1.00 | – |" in delay_markdown(found)
-    assert "| 2 | 20.0 ± 0.5 | 5.0 ± 0.5 | 10.0 ± 0.5 | 4.00 | 2.00 |" in delay_markdown(found)
+    markdown = delay_markdown(found, "asyncprop delays one two")
+    assert "| 0 | 4.0 ± 0.5 | 4.0 ± 0.5 | – | 1.00 | – |" in markdown
+    assert "| 2 | 20.0 ± 0.5 | 5.0 ± 0.5 | 10.0 ± 0.5 | 4.00 | 2.00 |" in markdown
     plot_delays(found, tmp_path / "curve.svg")
     assert "peer" in (tmp_path / "curve.svg").read_text()
 

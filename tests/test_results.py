@@ -59,7 +59,7 @@ def test_the_tables_of_plans_are_those_of_their_figures() -> None:
 def test_older_comparisons_are_refused_in_one_line_where_the_crossing_is_what_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = ROOT / "results" / "delay-2-steps_fashion-mnist_2-cores_2026-11-24.json"
+    file = ROOT / "results" / "methods_fashion-mnist_2-cores_2026-11-24.json"
     with pytest.raises(SystemExit) as ended:
         main(["delays", str(file)])
     err = capsys.readouterr().err

@@ -58,7 +58,7 @@ def engine(
 
     Args:
         workloads: Names, separated by commas. Default: all.
-        processes: How often all processes are started anew: those of one kind differ by 5 %, by luck.
+        processes: How often all processes are started anew, as those of one kind may differ.
         rounds: How often everything is measured each time, in turn; medians over everything are taken.
         seconds: Length of one measurement.
         sweep: Measure other numbers of threads and lanes, too.

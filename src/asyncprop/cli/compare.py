@@ -61,7 +61,7 @@ def delays(*comparisons: Path, json: JsonFile = None, markdown: Path | None = No
         plot: File to draw the curves to (.svg or .png).
     """
     from asyncprop.report.delays import delay_markdown, delay_rows, print_delays, read_comparisons
-    from asyncprop.runs import write_json
+    from asyncprop.runs import environment, write_json
 
     check_writable(json, markdown, plot)
     rows = delay_rows(read_comparisons(comparisons))
@@ -69,7 +69,7 @@ def delays(*comparisons: Path, json: JsonFile = None, markdown: Path | None = No
     if json:
         write_json(json, rows)
     if markdown:
-        markdown.write_text(delay_markdown(rows), encoding="utf-8")
+        markdown.write_text(delay_markdown(rows, environment()["command"]), encoding="utf-8")
     if plot:
         from asyncprop.report.figures import plot_delays
 

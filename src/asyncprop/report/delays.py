@@ -55,8 +55,9 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
     The time is that at which the line through the evaluations crosses the target: a step of an epoch is coarse here.
 
-    Each row has `delay_s` and, by the methods that were compared there, `mean_s` and `std_s` (None if not every run
-    reached the target), `reached`, `n`, and `ratio`, the first method's mean over this one's.
+    `environments` are those of the comparisons, in the order of their delays. Each row has `delay_s` and, by the
+    methods that were compared there, `mean_s` and `std_s` (None if not every run reached the target), `reached`, `n`,
+    and `ratio`, the first method's mean over this one's.
     """
     rows = []
     for comparison in comparisons:
@@ -73,13 +74,12 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         for cell in cells.values():
             cell["ratio"] = base / cell["mean_s"] if base and cell["mean_s"] else None
         rows.append({"delay_s": _seconds(comparison["config"]["delay"]), "methods": cells})
-    first = comparisons[0]
+    first, *_ = comparisons = sorted(comparisons, key=lambda comparison: _seconds(comparison["config"]["delay"]))
     return {
         "task": first["task"],
         "target": first["target"],
         "rows": sorted(rows, key=lambda row: float(row["delay_s"])),
-        "commands": [comparison["environment"]["command"] for comparison in comparisons],
-        "environment": first["environment"],
+        "environments": [comparison["environment"] for comparison in comparisons],
     }
 
 
@@ -126,8 +126,7 @@ def print_delays(found: dict[str, Any], stream: TextIO) -> None:
     print_table(stream, columns, lines, numbers_from=0)
 
 
-def delay_markdown(found: dict[str, Any]) -> str:
-    """Return the rows in Markdown, with the commands and the machine."""
-    commands = "\n".join(f"    {command}" for command in found["commands"])
-    table = markdown_table(*_table(found))
-    return f"# {_title(found)}\n\n{table}\n{commands}\n\nThis table: {provenance(found['environment'])}\n"
+def delay_markdown(found: dict[str, Any], command: str) -> str:
+    """Return the rows in Markdown, with what made each of them, and the command that made this."""
+    made = "\n".join(f"- {provenance(environment)}" for environment in found["environments"])
+    return f"# {_title(found)}\n\n{markdown_table(*_table(found))}\n{made}\n\nThis table: `{command}`\n"
