@@ -147,7 +147,7 @@ class FakeGroup:
         self.reducing = timeout
 
 
-def test_connecting_is_given_no_longer_than_silence_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_is_given_as_long_as_silence_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "ProcessGroupGloo", FakeGroup)
     monkeypatch.setattr(FakeGroup, "made", [])
     members = Members(HashStore(), 2, 0, timeout_s=20.0)

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
-from processes import command, rows
+from processes import command, place, rows
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,19 @@ def test_it_goes_on_with_another_number_of_ranks(out: Path) -> None:
     steps = rows(out)
     assert [row["step"] for row in steps] == list(range(len(steps)))
     assert {row["rank"] for row in steps[before:]} == {0, 1}
+
+
+def test_a_folder_that_is_refused_is_said_once_without_a_launcher_too(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        store = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = ("digits", "--method", "layup", "--quiet", "--out", str(tmp_path))
+    ranks = [command(*arguments, environment=place(rank, 2, store)) for rank in range(2)]
+    with ranks[0] as holder, ranks[1] as other:
+        assert holder.read_to_the_end() == other.read_to_the_end() == 2
+    assert "asyncprop: out must be a new or empty folder" in "".join(holder.lines)
+    assert "asyncprop: " not in "".join(other.lines)
+    assert "Traceback" not in "".join(holder.lines + other.lines)
 
 
 def test_a_folder_that_is_refused_is_said_once(tmp_path: Path) -> None:

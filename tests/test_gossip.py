@@ -1,6 +1,7 @@
 """Gossip: ranks in threads of one process, over real links. What is asserted holds in whatever order threads run."""
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -188,7 +189,37 @@ def test_garbage_is_cut_off_and_nothing_of_it_is_merged(kind: str, caplog: pytes
         assert ranks[0].weights == [1.0, 1.0]
         assert "rank 0: rank 1 is cut off: it sent" in caplog.text
         assert kind in caplog.text
+        settle(ranks)  # all models are equal: it may try again
+        linked(ranks)
+        ranks[1].land_all()
+        ranks[1].send()
+        assert ranks[0].shared.tally.messages_merged == 1
+
+
+def test_a_rank_whose_parameters_were_no_numbers_takes_part_again_after_a_meeting() -> None:
+    with world(2) as ranks:
+        for rank in ranks:
+            for parameter in rank.model.parameters():
+                rank.optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, 2.0)
+        momentum = rank.optimizer.state[parameter]["momentum_buffer"]
+        momentum.view(-1)[0] = math.nan
+        ranks[1].set(math.nan)
         settle(ranks)
+        assert momentum.view(-1)[0] == 0.0
+        assert torch.equal(momentum.view(-1)[1:], torch.full_like(momentum.view(-1)[1:], 2.0))
+        assert all(bool((state["momentum_buffer"] == 2.0).all()) for state in ranks[0].optimizer.state.values())
+
+
+def test_a_rank_that_was_left_out_merges_nothing_before_it_has_joined_again() -> None:
+    with world(2) as ranks:
+        before = ranks[1].values()
+        ranks[1].gossip.leave()
+        ranks[0].land_all()
+        ranks[0].gossip._sender.send_due()  # it arrives, and waits
+        assert torch.equal(ranks[1].values(), before)
+        assert ranks[1].weights == [1.0, 1.0]
+        settle(ranks)
+        assert ranks[0].gossip.tally.weight == pytest.approx(1)
 
 
 def test_another_model_is_refused_with_both_sides_named() -> None:

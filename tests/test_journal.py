@@ -11,6 +11,8 @@ import pytest
 from asyncprop.checkpoint import load_checkpoint, rank_state, save_checkpoint
 from asyncprop.config import TrainConfig
 from asyncprop.exchange import World
+from asyncprop.exchange.told import InOrder, Told
+from asyncprop.methods import train
 from asyncprop.methods.journal import Journal
 from asyncprop.methods.session import Session
 from asyncprop.runs import Run, create_run, open_run, take_over
@@ -29,11 +31,13 @@ class Second(World):
         self.rank, self.size, self.left = 1, 2, gathers
         self.members: Any = SimpleNamespace(among=(0, 1), joins=False, offers={})
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> Any:
         self.left -= 1
         if self.left < 0:
             self.members.among = (1,)
-        return [value] * len(self.members.among)
+        values = dict.fromkeys(self.members.among, value)
+        told = InOrder(Told(self.members.among, {}, lambda member: values[member]))
+        return list(told) if self.is_first else told
 
 
 def rows_of(start: int, end: int) -> list[dict[str, Any]]:
@@ -120,6 +124,17 @@ def test_the_first_dies_in_the_very_first_save(tmp_path: Path) -> None:
     journal = journal_of(session, path, [], [])
     session.save(journal)
     assert resumed(path) == (0, 0)
+    assert journal.run
+    journal.run.close()
+
+
+def test_the_first_dies_before_it_has_written_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    create_run(path, CONFIG).close()
+    session = Session(CONFIG, None, Second(gathers=1))  # one is of its name
+    journal = Journal(session.world, None, lambda: take_over(path, CONFIG))
+    train._finish(session, journal, {"best_metric": 0.5})
+    assert json.loads((path / "result.json").read_text())["best_metric"] == 0.5
     assert journal.run
     journal.run.close()
 

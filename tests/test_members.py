@@ -112,10 +112,26 @@ def test_who_holds_the_store_leaves_last() -> None:
     closing = threading.Thread(target=holder.close)
     closing.start()
     assert Asked.asked.wait(60.0)
-    assert not other.board.has("gone/0")
+    assert other.board.has("gone/0")  # nobody is to wait for it meanwhile
+    assert closing.is_alive()
     other.close()
     closing.join(30.0)
-    assert Board(store).has("gone/0")
+    assert not closing.is_alive()
+
+
+def test_who_asks_the_holder_of_the_store_as_it_leaves_hears_that_nobody_trains() -> None:
+    store = HashStore()
+    holder, other = (Members(store, 2, rank, timeout_s=0.5, holds_store=rank == 0) for rank in range(2))
+    holder.offers["session"] = lambda: None  # its training is over
+    holder.open()
+    other.open()
+    closing = threading.Thread(target=holder.close)
+    closing.start()
+    with pytest.raises(LeftOut, match="no other rank is training"):
+        other.ask()
+    other.close()
+    closing.join(30.0)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize(("failed", "timeout_s"), [(True, 60.0), (False, 0.1)])

@@ -8,7 +8,7 @@ import pytest
 from torch.distributed import HashStore
 
 from asyncprop.exchange.world import Counter, World
-from asyncprop.methods.shares import Claims, Rounds
+from asyncprop.methods.shares import Claims, Rounds, end_of_share
 
 
 class One(World):
@@ -35,6 +35,22 @@ def test_claims_hand_out_each_number_once() -> None:
     first.stop()
     assert list(a) == list(b) == []
     assert (first.ended, second.ended) == (None, 7)
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [
+        ([(8, None), (None, 7)], 8),  # who ended it is alive
+        ([(None, 5), (None, 7)], 7),
+        ([(None, 10), (None, 8)], 10),
+        ([(None, None), (None, 8)], 10),  # one went to the end: all is taken
+        ([(None, None)], 10),
+    ],
+)
+def test_the_next_share_starts_after_all_that_live_ranks_took(
+    told: list[tuple[int | None, int | None]], end: int
+) -> None:
+    assert end_of_share(told, 10) == end
 
 
 def test_claims_to_the_end() -> None:

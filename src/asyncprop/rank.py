@@ -106,10 +106,14 @@ def _train_in(world: World, job: Job) -> int:
     with Interrupt(sys.stderr) as interrupt, ExitStack() as stack:
         if world.size > 1:
             torch.set_num_threads(available_cores())
-        session = job.open_session(world)
-        folder = _Folder(world, job, stack)
-        run = folder.open() if world.is_first and not world.is_joining else None
-        if code := folder.tell():
+        try:
+            session = job.open_session(world)
+            folder = _Folder(world, job, stack)
+            run = folder.open() if world.is_first and not world.is_joining else None
+            code = folder.tell()
+        except LeftOut as left_out:
+            return complain(str(left_out), FAILED)
+        if code:
             return code
         # Another rank than the first has something to tell only once it is the first.
         observer = progress_on(sys.stderr, quiet=job.quiet) if run else Quiet() if job.quiet else Lines(sys.stderr)
@@ -127,7 +131,7 @@ def _train_in(world: World, job: Job) -> int:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
         except Interrupted:
             said = f"{who}stopped after {session.position.steps} batches{go_on()}"
-            return complain(said, interrupt.exit_code) if folder.run else interrupt.exit_code
+            return complain(said, interrupt.exit_code) if folder.run and world.is_first else interrupt.exit_code
         except LeftOut as left_out:
             return complain(str(left_out), FAILED)
         except Exception as error:
@@ -139,7 +143,7 @@ def _train_in(world: World, job: Job) -> int:
                 sys.stderr.flush()
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
             return code
-    return print_result(result, folder.run.path) if folder.run else 0
+    return print_result(result, folder.run.path) if folder.run and world.is_first else 0
 
 
 class _Folder:

@@ -41,12 +41,14 @@ class Agreement:
 
     Attributes:
         totals: of the weights of all that made the last mean, by layer.
+        was_finite: whether this rank's parameters were finite before it.
     """
 
     def __init__(self, members: Members, store: Store) -> None:
         self._members = members
         self._group = Group(members, store)
         self.totals: list[float] = []
+        self.was_finite = True
 
     def forget(self) -> None:
         """Make a new process group next time: this rank has missed what the others did with the old one."""
@@ -69,9 +71,9 @@ class Agreement:
             buffers: by name. Those of members without any weight do not count.
             weights: this rank's, by layer; it has none at all if a parameter is not finite.
         """
-        is_finite = self._is_finite(layers, parameters)
+        self.was_finite = self._is_finite(layers, parameters)
         while True:
-            told = self._members.gather((self._group.key, weights() if is_finite else [0.0] * len(layers)))
+            told = self._members.gather((self._group.key, weights() if self.was_finite else [0.0] * len(layers)))
             among = self._members.among
             keys, given = zip(*(told[member] for member in among), strict=True)
             means = self._try(keys, layers, parameters, buffers, given)
@@ -107,7 +109,7 @@ class Agreement:
             return self._all_reduce(layers, parameters, buffers, weights)
         except GroupBroken as error:
             log.warning("rank %d: ranks begin their meeting again: %s", self._members.rank, str(error))
-        except Exception:
+        except BaseException:
             self.forget()
             raise
         self.forget()  # when nothing holds the error any more, and with it the group

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.optim import Optimizer
 
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
@@ -86,6 +87,7 @@ class LayerGossip(Exchange):
         self._period, self._probability, self._seed = period, probability, seed
         self._timeout_s, self._members = timeout_s, members
         self._met = 1  # how many ranks had a fair share of weight each when they last met; at first, one has all
+        self._has_settled = False
         self._shared: Shared | None = None
 
     # ---- the engine's side
@@ -117,6 +119,7 @@ class LayerGossip(Exchange):
         workers that mark the same layer at once may count one update, and the bytes of one.
         """
         if (shared := self._shared) is not None:
+            self._has_settled = False
             shared.updates[layer] += 1
             shared.unsent_bytes += shared.wire.bytes_of(layer)
             if shared.unsent_bytes >= self._bucket_bytes:
@@ -143,19 +146,26 @@ class LayerGossip(Exchange):
                 last = told[rank].get(shared.rank, 0) if rank in told else 0
                 self.tally.returned += neighbour.resolve(shared.weights, last)
         self._agree(shared)
+        self._has_settled = True
+
+    def leave(self) -> None:
+        """Send and merge nothing until `rejoin`: this rank was left out, and what it merged would be lost with it."""
+        if self._shared:
+            self._shared.begin_meeting()
 
     def close(self) -> None:
         """End all threads and links, without the others."""
         if (shared := self._shared) is None:
             return
         shared.close()
-        shared.members.offers.pop("replica", None)
+        shared.members.offers["replica"] = lambda: None  # no rank is to be given the rest of the offer
         shared.members.returned.pop("replica", None)
         if self._member_changed in shared.members.changed:
             shared.members.changed.remove(self._member_changed)
         if self._members is None:
-            shared.members.close()
+            shared.members.close(failed=not self._has_settled)
         shared.join()
+        self._agreement.forget()
 
     def statistics(self) -> dict[str, float]:
         """Return what was sent, merged and superseded so far, and how far apart the ranks are: see `GossipTally`."""
@@ -216,8 +226,14 @@ class LayerGossip(Exchange):
             self._met = len(shared.members.among)
             for name, mean in means.items():
                 (parameters[name] if name in parameters else buffers[name]).data.copy_(mean)
+            if not self._agreement.was_finite:
+                _forget_what_is_no_number(replica.optimizer)
             replica.device.finish(shared.stream)
         shared.end_meeting()
+        for rank, neighbour in shared.neighbours.items():
+            if neighbour.refused and rank in shared.members.alive:
+                neighbour.refused = False  # all models are equal now: what was wrong with it may be over
+                self._meet_neighbour(shared, rank)
 
     def _offer(self) -> dict[str, Any] | None:
         """Return what a rank that joins starts with; None while this one has nothing to give."""
@@ -307,3 +323,11 @@ class LayerGossip(Exchange):
             time.sleep(POLL_S)
         identity: dict[str, Any] = board.get(key)
         return identity
+
+
+def _forget_what_is_no_number(optimizer: Optimizer) -> None:
+    """Set what is not finite in the state to 0: a momentum of NaN would spoil the mean at the first step."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

@@ -128,17 +128,15 @@ class Members:
         Args:
             failed: whether this rank ends by an error, which is not to wait for anybody.
         """
-        if self._holds_store and self._threads and not failed:
-            with contextlib.suppress(StoreLostError):
-                self._outlast()
+        if self._threads and self.failure is None:
+            with contextlib.suppress(StoreLostError):  # whoever would have read it is gone, too
+                self.board.put(f"gone/{self.rank}", None)  # before all else: nobody is to wait for this rank
+                if self._holds_store and not failed:
+                    self._outlast()
         self._closing.set()
         threads, self._threads = self._threads, []
-        if threads:
-            for thread in threads:
-                thread.join()
-            if self.failure is None:
-                with contextlib.suppress(StoreLostError):  # and whoever would have read it is gone, too
-                    self.board.put(f"gone/{self.rank}", None)
+        for thread in threads:
+            thread.join()
 
     def _outlast(self) -> None:
         """Wait until the others have left, but not longer than silence is borne: they may still be reading."""

@@ -55,7 +55,8 @@ class World:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.members:
-            self.members.close(failed=kind is not None)
+            # A refusal of what was given is an orderly end: the others are to hear of it.
+            self.members.close(failed=kind is not None and not issubclass(kind, ValueError))
         elif self.size > 1 and kind is None:  # after an error the others may never come
             gc.collect()  # a DistributedDataParallel is part of a cycle, and holds the group, whose threads must end
             distributed.destroy_process_group()
@@ -100,7 +101,6 @@ class World:
             raise ValueError(f"join must be where ranks train (nobody answers at {self._joins})") from error
         store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
         self._store = PrefixStore("asyncprop/counters", store)
-        self.address = f"{host}:{port}"
         rank = None if self._joins else self.rank
         self.members = Members(
             PrefixStore("asyncprop/members", store),

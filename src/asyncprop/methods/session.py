@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,13 +106,16 @@ class Session:
         """
         members = self.world.members
         assert members
-        was_open = not members.joins
+        exchange = self.trainer.exchange if isinstance(self.trainer, Engine) else None
+        gossip = exchange if isinstance(exchange, LayerGossip) and not members.joins else None
+        if gossip:
+            gossip.leave()
         given = members.ask()
         begun = given["session"]
         vars(self.position).update(copy.deepcopy(begun["position"]))
         self._name, self._shares_opened = begun["name"], begun["shares_opened"] - 1
-        if was_open and isinstance(self.trainer, Engine) and isinstance(self.trainer.exchange, LayerGossip):
-            self.trainer.exchange.rejoin(given["replica"])
+        if gossip:
+            gossip.rejoin(given["replica"])
 
     def warm_up(self) -> None:
         """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""
@@ -244,12 +247,12 @@ class Session:
             pass
         journal.forget()
 
-    def _write(self, journal: Journal, states: list[dict[str, Any]]) -> bool:
+    def _write(self, journal: Journal, states: Sequence[dict[str, Any]]) -> bool:
         """Write lines and checkpoint, if this rank is the first; tell whether they are on the disk."""
         if (run := journal.write()) is None:
             return False
         self.position.lines = list(run.lines)
-        save_checkpoint(run.checkpoint, self.model, states, self.position)
+        save_checkpoint(run.checkpoint, self.model, list(states), self.position)
         return True
 
     def _batches(self, epoch: int, start: int, share: Share | None = None) -> Batches:

@@ -43,11 +43,11 @@ def end_of_share(told: list[tuple[int | None, int | None]], count: int) -> int:
 
     Args:
         told: `ended` and `taken_to` of every rank that is alive. If the one that ended the share has died, the next
-            starts after the last batch that a live rank took.
+            starts after the last batch that a live rank took, unless one had come to the end.
         count: the number of batches in the epoch.
     """
     ends = [ended for ended, _ in told if ended is not None]
-    taken = [taken_to for _, taken_to in told if taken_to is not None]
+    taken = [count if taken_to is None else taken_to for _, taken_to in told]
     return ends[0] if ends else max(taken, default=count)
 
 

@@ -86,8 +86,7 @@ def train(
                 session.join()
         exchanged = trainer.statistics().exchange
     result = _result(session, exchanged)
-    if run := journal.write():
-        run.finish(result)
+    _finish(session, journal, result)
     return result
 
 
@@ -204,6 +203,15 @@ def _close_epoch(session: Session, journal: Journal, observer: Observer, noted: 
     session.save(journal)
     if journal.run:
         observer.on_epoch(session, {**row, **noted})
+
+
+def _finish(session: Session, journal: Journal, result: dict[str, Any]) -> None:
+    """Write the result. If the first rank dies at it, the next one writes; so all wait until it is on the disk."""
+    is_written = False
+    while not is_written:
+        if run := journal.write():
+            run.finish(result)
+        is_written = any(session.world.gather(run is not None))
 
 
 def _is_over(session: Session) -> bool:
