@@ -68,11 +68,11 @@ SCALES = {
         {"epochs": 1, "width": 64, "train_samples": 128, "test_samples": 32, "batch_size": 64}, 9, 2.0,
     ),
     "full": Scale(
-        3, 3, {}, {}, {}, {"epochs": 3, "batch_size": 32, "lr": 0.001}, {"epochs": 3, "width": 64, "batch_size": 128}, 9, 2.0,
-        real=False,
+        3, 3, {}, {}, {}, {"epochs": 3, "batch_size": 32, "lr": 0.001},
+        {"epochs": 3, "width": 64, "batch_size": 128}, 9, 2.0, real=False,
     ),
 }  # fmt: skip
-"""`tiny` shows that everything works, and nothing else. On noise only throughput counts, and no method is to diverge."""
+"""`tiny` shows that everything works, and nothing else. On noise throughput alone counts; no method is to diverge."""
 
 
 def get_scale(name: str) -> Scale:
