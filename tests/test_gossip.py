@@ -222,6 +222,16 @@ def test_a_rank_that_was_left_out_merges_nothing_before_it_has_joined_again() ->
         assert ranks[0].gossip.tally.weight == pytest.approx(1)
 
 
+def test_a_closed_exchange_offers_nothing_and_holds_no_group() -> None:
+    with world(2) as ranks:
+        settle(ranks)
+        agreement = ranks[0].gossip._agreement
+        assert agreement._group.key
+        ranks[0].gossip.close()
+        assert ranks[0].members.offers["replica"]() is None
+        assert not agreement._group.key
+
+
 def test_another_model_is_refused_with_both_sides_named() -> None:
     store = HashStore()
     ranks: list[Rank] = at_once(lambda: Rank(store, 2, 0), lambda: Rank(store, 2, 1, model="transformer"))
