@@ -59,7 +59,7 @@ _HOME = {
     "keep_freed_memory": "asyncprop.devices",
 }
 
-__all__ = [  # noqa: RUF022
+__all__ = [  # noqa: RUF022  # by topic
     "Engine",
     "Decoupled",
     "Coupled",

@@ -94,5 +94,5 @@ def _measure(workload: Workload, workers: Decoupled, least: int) -> tuple[float,
         start = perf_counter()
         ages = [next(steps).mean_staleness for _ in range(batches)]
         seconds = perf_counter() - start
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()  # type: ignore[attr-defined]  # a generator, typed as an iterator
     return seconds / batches, fmean(ages)

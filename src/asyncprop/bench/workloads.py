@@ -98,7 +98,7 @@ def choose(names: str | None, among: dict[str, Workload] = WORKLOADS) -> list[Wo
 def one_step(trained: Trained, batch: Batch) -> None:
     """Train on one batch as any PyTorch loop does."""
     trained.optimizer.zero_grad()
-    trained.loss(trained.model, batch).backward()  # type: ignore[no-untyped-call]
+    trained.loss(trained.model, batch).backward()  # type: ignore[no-untyped-call]  # torch does not type it
     trained.optimizer.step()
 
 

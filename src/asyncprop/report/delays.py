@@ -59,6 +59,7 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     methods that were compared there, `mean_s` and `std_s` (None if not every run reached the target), `reached`, `n`,
     and `ratio`, the first method's mean over this one's.
     """
+    comparisons = sorted(comparisons, key=lambda comparison: _seconds(comparison["config"]["delay"]))
     rows = []
     for comparison in comparisons:
         cells = {}
@@ -74,11 +75,10 @@ def delay_rows(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         for cell in cells.values():
             cell["ratio"] = base / cell["mean_s"] if base and cell["mean_s"] else None
         rows.append({"delay_s": _seconds(comparison["config"]["delay"]), "methods": cells})
-    first, *_ = comparisons = sorted(comparisons, key=lambda comparison: _seconds(comparison["config"]["delay"]))
     return {
-        "task": first["task"],
-        "target": first["target"],
-        "rows": sorted(rows, key=lambda row: float(row["delay_s"])),
+        "task": comparisons[0]["task"],
+        "target": comparisons[0]["target"],
+        "rows": rows,
         "environments": [comparison["environment"] for comparison in comparisons],
     }
 

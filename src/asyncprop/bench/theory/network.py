@@ -75,10 +75,10 @@ def find_place() -> Place:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = penalised(model, whole)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch does not type it
     theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     loss_at = flat_loss(dict(model.named_parameters()))
     each = vmap(grad(loss_at), (None, 0, 0))(theta, whole[0][:, None], whole[1][:, None])

@@ -81,7 +81,7 @@ def _residuals() -> Iterator[Row]:
                     fokker_planck_residual(
                         lambda theta: _density(theta, "corrected"),
                         lambda theta: drift(gradient(theta), ETA),
-                        lambda theta, v=version: amplitude(_diffusion(theta, "corrected"), version=v).square(),  # type: ignore[misc]
+                        lambda theta, v=version: amplitude(_diffusion(theta, "corrected"), version=v).square(),  # type: ignore[misc]  # defaults of a lambda are not inferred
                         point[None],
                     )
                 )
@@ -135,7 +135,7 @@ def _moments() -> Iterator[Row]:
             version: euler_maruyama(
                 start,
                 lambda theta: drift(gradient(theta), ETA),
-                lambda theta, u=used, v=version: amplitude(_diffusion(theta, u), version=v),  # type: ignore[misc]
+                lambda theta, u=used, v=version: amplitude(_diffusion(theta, u), version=v),  # type: ignore[misc]  # defaults of a lambda are not inferred
                 steps=STEPS,
                 dt=0.25,
                 generator=torch.Generator().manual_seed(0),

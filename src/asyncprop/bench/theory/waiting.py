@@ -23,12 +23,12 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, forward_s: float, backward_s: float) -> Tensor:
         context.backward_s = backward_s
-        time.sleep(forward_s)
+        time.sleep(forward_s)  # a device that computes this long, without a core
         return x + weight
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        time.sleep(context.backward_s)
+        time.sleep(context.backward_s)  # as above
         return gradients[0], gradients[0].sum(0), None, None
 
 
@@ -42,7 +42,7 @@ class WaitingLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, SIZE) to the same."""
-        result: Tensor = _Wait.apply(x, self.weight, *self._times)  # type: ignore[no-untyped-call]
+        result: Tensor = _Wait.apply(x, self.weight, *self._times)  # type: ignore[no-untyped-call]  # torch does not type it
         return result
 
 
@@ -69,7 +69,7 @@ class BlockDelays(Turn):
         self._layers = len(list(model.parameters()))
         self.delays_s: list[list[float]] = []
         for layer, parameter in enumerate(model.parameters()):
-            parameter.register_hook(self._noting(layer))  # type: ignore[no-untyped-call]
+            parameter.register_hook(self._noting(layer))  # type: ignore[no-untyped-call]  # torch does not type it
 
     @contextmanager
     def at(self, batch: int, moment: Moment, layer: int) -> Iterator[None]:
