@@ -43,8 +43,8 @@ class Rank:
         return self.gossip._shared
 
     @property
-    def weights(self) -> list[float]:
-        return self.shared.weights.all()
+    def weight(self) -> float:
+        return self.shared.weight
 
     def set(self, value: float) -> None:
         with torch.no_grad():
@@ -64,10 +64,10 @@ class Rank:
         self._held, self.shared.due = self.shared.due, threading.Event()
 
     def send(self) -> None:
-        """Send what is due now, and wait until it is merged."""
+        """Send what is due now, and wait until it is answered."""
         assert self._held
         self.gossip._sender.send_due()
-        self.wait(lambda: all(n.out is None for n in self.shared.neighbours.values()), "a message was not merged")
+        self.wait(lambda: all(n.out is None for n in self.shared.neighbours.values()), "a question was not answered")
 
     def wait(self, happened: Callable[[], Any], what: str) -> None:
         """Wait for something that the exchange's threads do, and tell each other of by their condition."""

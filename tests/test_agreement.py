@@ -51,7 +51,7 @@ def test_a_rank_whose_parameters_are_not_finite_counts_for_nothing(
         settle(ranks)
         for rank in ranks:
             assert torch.equal(rank.values(), torch.full_like(rank.values(), 0.5))
-            assert rank.weights == [1.0, 1.0]
+            assert rank.weight == 1.0
             assert rank.gossip.tally.weight == pytest.approx(2 / 3)
         assert "rank 2: 0.weight has values that are not finite" in caplog.text
 
@@ -62,7 +62,7 @@ def test_ranks_none_of_which_is_finite_end_equal_all_the_same() -> None:
             rank.set(math.nan)
         settle(ranks)
         assert all(bool(rank.values().isnan().all()) for rank in ranks)
-        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+        assert all(rank.weight == 1.0 for rank in ranks)
 
 
 def alone() -> Rank:

@@ -18,47 +18,68 @@ def test_all_begin_with_the_first_rank_s_model() -> None:
     with world(3) as ranks:
         first = TINY["mlp"].seeded_model(0).state_dict()
         assert all(same_state(dict(rank.model.state_dict()), dict(first)) for rank in ranks)
-        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+        assert all(rank.weight == 1.0 for rank in ranks)
 
 
-def weighted_mean(ranks: list[Rank]) -> torch.Tensor:
-    """Return the weighted mean of every parameter, in the order of the model's parameters."""
-    layers = ranks[0].replica.layers
-    weights = [[rank.weights[layer.index] for layer in layers for _ in layer.parameters] for rank in ranks]
-    parameters = [[p.detach().double() for p in rank.model.parameters()] for rank in ranks]
-    sums = [sum(w[k] * p[k] for w, p in zip(weights, parameters, strict=True)) for k in range(len(weights[0]))]
-    totals = [sum(w[k] for w in weights) for k in range(len(weights[0]))]
-    return torch.cat([(s / total).flatten() for s, total in zip(sums, totals, strict=True)])
+def mean(ranks: list[Rank]) -> torch.Tensor:
+    """Return the mean of all ranks' parameters."""
+    return torch.stack([rank.values().double() for rank in ranks]).mean(0)
 
 
 @pytest.mark.parametrize("topology", ["uniform", "ring", "exponential"])
-def test_gossip_moves_values_but_neither_their_weighted_mean_nor_the_weights_sum(topology: str) -> None:
-    with world(3, topology=topology, bucket_bytes=1) as ranks:
+def test_gossip_moves_values_but_not_their_mean(topology: str) -> None:
+    with world(3, topology=topology, bucket_bytes=1, period=1) as ranks:
         spread(ranks)
         for turn in range(30):
             sender = ranks[turn % 3]
             sender.land_all()
             sender.send()
-            assert [sum(layer) for layer in zip(*(rank.weights for rank in ranks), strict=True)] == [3.0, 3.0]
-            assert torch.allclose(weighted_mean(ranks), torch.ones(1, dtype=torch.float64), atol=1e-6)
+            assert torch.allclose(mean(ranks), torch.ones(1, dtype=torch.float64), atol=1e-6)
         distance = max(float((rank.values() - 1).abs().max()) for rank in ranks)
         assert distance < 0.9  # they were 1 apart
         settle(ranks)
         assert all(torch.equal(rank.values(), ranks[0].values()) for rank in ranks)
         assert torch.allclose(ranks[0].values(), torch.tensor(1.0), atol=1e-6)
-        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+        assert all(rank.weight == 1.0 for rank in ranks)
 
 
-def test_a_sent_layer_is_merged_by_its_weight() -> None:
-    with world(2) as ranks:
+@pytest.mark.parametrize(("weight", "met_at"), [(1.0, 0.5), (0.5, 2 / 3)])
+def test_both_ranks_draw_near_their_weighted_mean(weight: float, met_at: float) -> None:
+    with world(2, period=1) as ranks:
         spread(ranks)
+        ranks[0].shared.weight = weight
         ranks[1].gossip.landed(0)
         ranks[1].send()
-        assert ranks[0].weights == [1.5, 1.0]
-        assert ranks[1].weights == [0.5, 1.0]
-        assert torch.allclose(ranks[0].model[0].weight, torch.tensor(1 / 3))  # 0 + 0.5 / 1.5 · (1 - 0)
-        assert torch.equal(ranks[0].model[2].weight, torch.zeros(3, 7))  # that layer was not sent
+        for rank in ranks:
+            assert torch.allclose(rank.model[0].weight, torch.tensor(met_at))
+            assert torch.equal(rank.model[2].weight, torch.full((3, 7), float(rank.rank)))  # that layer was not sent
         assert (ranks[1].gossip.tally.messages_sent, ranks[0].gossip.tally.messages_merged) == (1, 1)
+
+
+def test_what_is_learnt_while_a_question_is_out_is_kept() -> None:
+    """Nothing of it stays behind, as the half that travels does in push-sum gossip."""
+    with world(2, period=1) as ranks:
+        spread(ranks)
+        ranks[1].shared.begin_meeting()  # it holds what comes
+        ranks[0].land_all()
+        ranks[0].gossip._sender.send_due()
+        for rank in ranks:
+            rank.set(rank.rank + 10.0)
+        ranks[1].shared.end_meeting()
+        ranks[0].wait(lambda: ranks[0].shared.questions_out == 0, "no answer")
+        assert torch.equal(ranks[1].values(), torch.full_like(ranks[1].values(), 5.5))  # half of the way from 11 to 0
+        assert torch.equal(ranks[0].values(), torch.full_like(ranks[0].values(), 15.5))  # the sum is 21, as before
+
+
+def test_a_rank_that_has_questions_out_is_moved_less_by_others() -> None:
+    """By a third instead of half: the answers will move it, too, and two that ask each other must not swap."""
+    with world(2, period=1) as ranks:
+        spread(ranks)
+        ranks[0].shared.neighbours[1].ask([1], 1.0)  # not sent, but out
+        ranks[1].gossip.landed(0)
+        ranks[1].send()
+        assert torch.allclose(ranks[0].model[0].weight, torch.tensor(1 / 3))
+        assert torch.allclose(ranks[1].model[0].weight, torch.tensor(2 / 3))
 
 
 def test_the_newest_value_goes() -> None:
@@ -68,50 +89,51 @@ def test_the_newest_value_goes() -> None:
             ranks[1].land_all()
         ranks[1].set(10.0)
         ranks[1].send()
-        assert torch.allclose(ranks[0].values(), torch.tensor(10 / 3))
+        assert torch.equal(ranks[0].values(), torch.full_like(ranks[0].values(), 5.0))
         assert ranks[1].gossip.tally.messages_sent == 1
         assert ranks[1].gossip.tally.superseded == 2 * 4
 
 
 def test_one_message_is_out_to_a_neighbour_and_no_more() -> None:
-    with world(2) as ranks:
+    with world(2, period=1) as ranks:
         ranks[1].shared.begin_meeting()  # it holds what comes
         for _ in range(3):
             ranks[0].land_all()
             ranks[0].gossip._sender.send_due()
         assert ranks[0].gossip.tally.messages_sent == 1
-        assert ranks[0].weights == [0.5, 0.5]
         ranks[1].shared.end_meeting()
         ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged == 1, "nothing came")
 
 
-@pytest.mark.parametrize(("options", "sent"), [({"period": 3}, 2), ({"probability": 0.5, "seed": 1}, 3)])
-def test_less_can_be_sent(options: dict[str, Any], sent: int) -> None:
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [({"period": 3}, 2), ({}, 3), ({"period": 1}, 6), ({"period": 1, "probability": 0.5, "seed": 1}, 3)],
+)
+def test_how_often_layers_are_sent(options: dict[str, Any], sent: int) -> None:
     with world(2, **options) as ranks:
         for _ in range(6):
             ranks[0].gossip.landed(0)
             ranks[0].gossip._sender.send_due()
-            ranks[0].shared.weights.reset()
-            ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is None, "not merged")
+            ranks[0].wait(lambda: ranks[0].shared.neighbours[1].out is None, "no answer")
         assert ranks[0].gossip.tally.messages_sent == sent
 
 
 def test_a_message_of_before_a_meeting_is_not_merged_after_it() -> None:
-    with world(2) as ranks:
+    with world(2, period=1) as ranks:
         spread(ranks)
         ranks[1].shared.begin_meeting()  # it will hold what comes
         ranks[0].gossip.landed(0)
         ranks[0].gossip._sender.send_due()
         settle(ranks)
-        assert ranks[0].gossip.tally.returned == 1
+        assert ranks[0].gossip.tally.lost == 1
         ranks[1].wait(lambda: ranks[1].gossip.tally.late == 1, "the message did not come")
         assert all(torch.equal(rank.values(), torch.full_like(rank.values(), 0.5)) for rank in ranks)
-        assert all(rank.weights == [1.0, 1.0] for rank in ranks)
+        assert all(rank.weight == 1.0 for rank in ranks)
 
 
 @pytest.mark.parametrize("arrives", [False, True])
-def test_a_link_that_is_cut_heals_and_no_weight_is_lost_or_doubled(arrives: bool) -> None:
-    with world(2) as ranks:
+def test_a_link_that_is_cut_heals_and_nothing_is_lost_or_doubled(arrives: bool) -> None:
+    with world(2, period=1) as ranks:
         spread(ranks)
         here, there = ranks[0].shared.neighbours[1], ranks[1].shared.neighbours[0]
         link, back = here.link, there.link
@@ -126,11 +148,10 @@ def test_a_link_that_is_cut_heals_and_no_weight_is_lost_or_doubled(arrives: bool
         link.cut()
         ranks[0].wait(lambda: here.link not in (None, link), "no new link")
         ranks[1].wait(lambda: there.link not in (None, back), "no new link")
-        assert here.out is None
-        assert ranks[0].gossip.tally.returned == (not arrives)
-        assert ranks[0].weights == ([0.5, 0.5] if arrives else [1.0, 1.0])
-        assert [sum(pair) for pair in zip(ranks[0].weights, ranks[1].weights, strict=True)] == [2.0, 2.0]
-        ranks[0].shared.weights.reset()
+        ranks[0].wait(lambda: here.out is None, "the answer did not come again")
+        assert ranks[0].gossip.tally.lost == (not arrives)
+        for rank in ranks:
+            assert torch.equal(rank.values(), torch.full_like(rank.values(), 0.5 if arrives else float(rank.rank)))
         ranks[0].land_all()
         ranks[0].send()
         assert ranks[1].gossip.tally.messages_merged == 1 + arrives
@@ -166,13 +187,13 @@ def garbage_of(rank: Rank, kind: str) -> None:
     """Send, in this rank's name, something that no rank sends."""
     neighbour = rank.shared.neighbours[0]
     wire = rank.shared.wire
-    entries = [(0, 0.5)]
-    message = wire.write(neighbour.sent, Header(Kind.LAYERS, rank.rank, 1, rank.members.round, 1), entries)
+    neighbour.ask([0], rank.weight)
+    message = wire.write(neighbour.sent, Header(Kind.LAYERS, rank.rank, 1, rank.members.round, rank.weight), [0])
     for name, value in wire.values(message, [0])[0]:
         value.fill_(float("nan") if kind == "not finite" else 1.0)
         assert name
     if kind == "another model":
-        message[48:56].view(torch.int64).fill_(1)
+        message[64:72].view(torch.int64).fill_(1)
     if kind == "not a message":
         message.fill_(255)
     neighbour.link.send(message, 0)
@@ -186,12 +207,12 @@ def test_garbage_is_cut_off_and_nothing_of_it_is_merged(kind: str, caplog: pytes
         ranks[0].wait(lambda: ranks[0].shared.neighbours[1].thread is None, "it was not cut off")
         assert ranks[0].shared.neighbours[1].refused
         assert torch.equal(ranks[0].values(), before)
-        assert ranks[0].weights == [1.0, 1.0]
         assert "rank 0: rank 1 is cut off: it sent" in caplog.text
         assert kind in caplog.text
         settle(ranks)  # all models are equal: it may try again
         linked(ranks)
-        ranks[1].land_all()
+        for _ in range(2):
+            ranks[1].land_all()
         ranks[1].send()
         assert ranks[0].shared.tally.messages_merged == 1
 
@@ -211,13 +232,12 @@ def test_a_rank_whose_parameters_were_no_numbers_takes_part_again_after_a_meetin
 
 
 def test_a_rank_that_was_left_out_merges_nothing_before_it_has_joined_again() -> None:
-    with world(2) as ranks:
+    with world(2, period=1) as ranks:
         before = ranks[1].values()
         ranks[1].gossip.leave()
         ranks[0].land_all()
         ranks[0].gossip._sender.send_due()  # it arrives, and waits
         assert torch.equal(ranks[1].values(), before)
-        assert ranks[1].weights == [1.0, 1.0]
         settle(ranks)
         assert ranks[0].gossip.tally.weight == pytest.approx(1)
 
@@ -292,7 +312,7 @@ def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
         linked([first, new])
         assert torch.equal(new.values(), first.values())
         assert same_state(new.optimizer.state_dict(), first.optimizer.state_dict())
-        assert (first.weights, new.weights) == ([0.5, 0.5], [0.5, 0.5])
+        assert (first.weight, new.weight) == (0.5, 0.5)
         new.set(5.0)
         first.set(1.0)
         settle([first, new])
@@ -306,13 +326,13 @@ def test_weight_that_was_offered_and_not_given_is_taken_back_until_the_ranks_mee
     with world(2) as ranks:
         gossip = ranks[0].gossip
         offered = gossip._offer()
-        assert ranks[0].weights == [0.5, 0.5]
+        assert ranks[0].weight == 0.5
         gossip._take_back(offered)
-        assert ranks[0].weights == [1.0, 1.0]
+        assert ranks[0].weight == 1.0
         offered = gossip._offer()
         settle(ranks)
         gossip._take_back(offered)
-        assert ranks[0].weights == [1.0, 1.0]
+        assert ranks[0].weight == 1.0
 
 
 def test_with_the_engine_all_end_equal_and_have_learnt() -> None:

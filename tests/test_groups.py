@@ -11,7 +11,6 @@ from asyncprop.delay import Delay, Delays
 from asyncprop.devices import CpuDevice
 from asyncprop.engine.exchange import Replica
 from asyncprop.engine.layers import find_layers
-from asyncprop.exchange.weights import PATIENCE
 from asyncprop.simulate import VirtualTime
 from asyncprop.simulate.costs import LayerCosts
 from asyncprop.simulate.gossip import Gossip
@@ -61,39 +60,48 @@ def test_averaging_lets_updates_made_meanwhile_survive() -> None:
     group.close()
 
 
-def test_gossip_merges_when_a_layer_arrives_and_is_sent_while_its_weight_is_a_fair_share() -> None:
+def test_in_gossip_both_draw_near_when_a_layer_arrives_and_when_the_answer_does() -> None:
     time, models = VirtualTime(), models_of(0.0, 3.0)
-    group = Gossip(time, COSTS, 2)
+    group = Gossip(time, COSTS, 2, period=1)
     join(group, models)
     group.side(0).landed(0)
     time.sleep(3, NEVER)
-    assert (weights_of(models), held(group)) == ([0.0, 3.0], [0.5, 1.0])  # the other half is on its way
+    with torch.no_grad():
+        models[0].weight += 10  # learnt meanwhile: it is kept
+    assert (weights_of(models), group.merges) == ([10.0, 3.0], 0)
     time.sleep(2, NEVER)
-    assert (weights_of(models), held(group)) == ([0.0, 2.0], [0.5, 1.5])
-    for _ in range(PATIENCE - 1):  # less than a fair share: not sent
-        group.side(0).landed(0)
-        time.sleep(5, NEVER)
-    assert (group.merges, held(group)) == (1, [0.5, 1.5])
-    group.side(0).landed(0)
-    time.sleep(5, NEVER)
-    assert (group.merges, held(group)) == (2, [0.25, 1.75])
-    group.side(1).landed(0)
+    assert (weights_of(models), group.merges) == ([10.0, 1.5], 1)  # the answer is on its way
+    time.sleep(4, NEVER)
+    assert (weights_of(models), group.merges) == ([11.5, 1.5], 1)
+    for rank in (0, 1):
+        group.side(rank).landed(0)
     time.sleep(1, NEVER)
-    before = sum(w * x for w, x in zip((0.25, 0.875 + 0.875), weights_of(models), strict=True)) / 2
-    group.settle()  # what is on its way arrives: the weighted mean is what it was
-    assert weights_of(models) == [pytest.approx(before)] * 2
-    assert (group.merges, held(group), time.now()) == (3, [1.0, 1.0], 5 + 5 * PATIENCE + 4 + 4)
+    group.settle()  # both arrive, and their answers: the mean is what it was
+    assert weights_of(models) == [pytest.approx(6.5)] * 2
+    assert (group.merges, time.now()) == (3, 9 + 8 + 4)  # and the meeting
+    group.close()
+
+
+def test_ranks_that_ask_each_other_at_once_do_not_swap() -> None:
+    """Each is moved a third of the way by the other's question, and a third by its answer."""
+    time, models = VirtualTime(), models_of(0.0, 3.0)
+    group = Gossip(time, COSTS, 2, period=1)
+    join(group, models)
+    for rank in (0, 1):
+        group.side(rank).landed(0)
+    time.sleep(9, NEVER)
+    assert weights_of(models) == [pytest.approx(2.0), pytest.approx(1.0)]
     group.close()
 
 
 @pytest.mark.parametrize(
     ("options", "landed", "weights"),
     [
-        ({"topology": "ring"}, [0, 0], [0.5, 1.5, 1.0]),
-        ({"topology": "exponential"}, [0, 1, 1], [0.5, 0.75, 1.75]),  # the second's first goes to the third
-        ({"period": 2}, [0], [1.0, 1.0, 1.0]),
-        ({"topology": "ring", "period": 2}, [0, 0], [0.5, 1.5, 1.0]),
-        ({"probability": 1e-9}, [0, 0, 1], [1.0, 1.0, 1.0]),
+        ({"topology": "ring", "period": 1}, [0], [1.5, 1.5, 3.0]),
+        ({"topology": "exponential", "period": 1}, [1, 1], [1.75, 1.75, 2.5]),  # the third, and then the first
+        ({"period": 2}, [0], [1.0, 2.0, 3.0]),
+        ({"topology": "ring"}, [0, 0], [1.5, 1.5, 3.0]),
+        ({"probability": 1e-9, "period": 1}, [0, 0, 1], [1.0, 2.0, 3.0]),
     ],
 )
 def test_gossip_has_the_options_of_the_real_one(options, landed, weights) -> None:
@@ -102,13 +110,9 @@ def test_gossip_has_the_options_of_the_real_one(options, landed, weights) -> Non
     join(group, models)
     for rank in landed:
         group.side(rank).landed(0)
-        time.sleep(5, NEVER)
-    assert held(group) == weights
+        time.sleep(9, NEVER)
+    assert weights_of(models) == weights
     group.close()
-
-
-def held(group: Gossip) -> list[float]:
-    return [weights[0] for weights in group.weights]
 
 
 # ---- in step

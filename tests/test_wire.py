@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from asyncprop.engine.layers import find_layers
 from asyncprop.exchange.wire import (
-    ENTRY_BYTES,
     HEADER_BYTES,
     Garbage,
     Header,
@@ -28,10 +27,12 @@ def make(name: str = "mlp", wire: Any = "exact", bucket_bytes: int = 1 << 20) ->
     return Wire(parameters, find_layers(model, parameters), wire, bucket_bytes), parameters
 
 
-def message(wire: Wire, parameters: dict[str, torch.Tensor], entries: list[tuple[int, float]]) -> torch.Tensor:
+def message(
+    wire: Wire, parameters: dict[str, torch.Tensor], layers: list[int], kind: Any = Kind.LAYERS
+) -> torch.Tensor:
     buffer = torch.full((wire.message_bytes,), 7, dtype=torch.uint8)
-    written = wire.write(buffer, Header(Kind.LAYERS, 3, 5, 2, len(entries)), entries)
-    for values in wire.values(written, [layer for layer, _ in entries]):
+    written = wire.write(buffer, Header(kind, 3, 5, 2, 0.75, 4), layers)
+    for values in wire.values(written, layers):
         for name, value in values:
             value.copy_(parameters[name])
     return buffer
@@ -41,12 +42,12 @@ def message(wire: Wire, parameters: dict[str, torch.Tensor], entries: list[tuple
 def test_what_is_written_is_read_back(name: str) -> None:
     wire, parameters = make(name)
     count = len(wire.identity["layers"])
-    entries = [(layer, 0.5**layer) for layer in reversed(range(count))]
-    buffer = message(wire, parameters, entries)
+    layers = list(reversed(range(count)))
+    buffer = message(wire, parameters, layers)
     header, read = wire.read(buffer, 3)
-    assert (header.sequence, header.round, read) == (5, 2, entries)
+    assert (header.sequence, header.round, header.weight, header.besides, read) == (5, 2, 0.75, 4, layers)
     assert header.length_bytes <= wire.message_bytes
-    found = dict(pair for values in wire.values(buffer, [layer for layer, _ in read]) for pair in values)
+    found = dict(pair for values in wire.values(buffer, read) for pair in values)
     assert found.keys() == parameters.keys()
     assert all(torch.equal(found[name], parameters[name]) for name in parameters)
 
@@ -57,21 +58,23 @@ def test_bf16_halves_floats_and_leaves_others_alone() -> None:
     exact, rounded = (Wire(parameters, layers, kind, 1 << 20) for kind in ("exact", "bf16"))  # type: ignore[arg-type]
     assert [exact.bytes_of(layer) for layer in range(2)] == [256, 512]
     assert [rounded.bytes_of(layer) for layer in range(2)] == [128, 512]
-    buffer = message(rounded, parameters, [(0, 1.0), (1, 1.0)])
+    buffer = message(rounded, parameters, [0, 1])
     found = dict(pair for values in rounded.values(buffer, [0, 1]) for pair in values)
     assert torch.equal(found["a"].float(), parameters["a"].bfloat16().float())
     assert torch.equal(found["b"], parameters["b"])
 
 
-def test_a_message_is_full_at_bucket_bytes() -> None:
-    wire, _ = make(bucket_bytes=120)
-    assert not wire.is_full([1])
-    assert wire.is_full([0])
-    assert wire.message_bytes >= HEADER_BYTES + 2 * ENTRY_BYTES + wire.bytes_of(0)
+@pytest.mark.parametrize(("bucket_bytes", "fits"), [(1, 1), (287, 1), (288, 2), (1000, 2)])
+def test_a_message_has_no_more_than_bucket_bytes_and_one_layer_at_least(bucket_bytes: int, fits: int) -> None:
+    wire, _ = make(bucket_bytes=bucket_bytes)  # of 7·5 + 7 numbers and 3·7 + 3, each parameter aligned
+    assert (wire.bytes_of(0), wire.bytes_of(1)) == (144 + 32, 96 + 16)
+    assert wire.fill([1, 0]) == fits
+    assert wire.fill([0]) == 1
+    assert wire.message_bytes == HEADER_BYTES + 16 + min(max(bucket_bytes, 176), 288)
 
 
 def spoilt(wire: Wire, parameters: dict[str, torch.Tensor], place: int, value: int | float) -> torch.Tensor:
-    buffer = message(wire, parameters, [(0, 0.5), (1, 0.5)])
+    buffer = message(wire, parameters, [0, 1])
     kind = torch.float64 if isinstance(value, float) else torch.int64
     buffer[8 * place : 8 * place + 8].view(kind).fill_(value)
     return buffer
@@ -83,21 +86,31 @@ def spoilt(wire: Wire, parameters: dict[str, torch.Tensor], place: int, value: i
         (0, 1, "not a message"),
         (1, 9, "not a message"),
         (2, 4, "not a message"),
-        (5, 3, "3 layers"),
-        (5, -1, "-1 layers"),
-        (6, 1, "another model"),
-        (7, 10_000, "bytes instead of"),
-        (8, 2, "table of layers"),
-        (8, 1, "table of layers"),
-        (9, 0.0, "weights"),
-        (9, math.nan, "weights"),
-        (9, math.inf, "weights"),
+        (5, 0.0, "a question with weight 0.0"),
+        (5, math.nan, "a question with weight nan"),
+        (5, math.inf, "a question with weight inf"),
+        (6, -1, "-1 others out"),
+        (7, 3, "3 layers"),
+        (7, 0, "0 layers"),
+        (7, -1, "-1 layers"),
+        (8, 1, "another model"),
+        (9, 10_000, "bytes instead of"),
+        (10, 2, "table of layers"),
+        (10, 1, "table of layers"),
     ],
 )
 def test_garbage_is_refused(place: int, value: int | float, said: str) -> None:
     wire, parameters = make()
     with pytest.raises(Garbage, match=said):
         wire.read(spoilt(wire, parameters, place, value), 3)
+
+
+def test_an_answer_may_have_layers_and_a_greeting_may_not() -> None:
+    wire, parameters = make()
+    assert wire.read(message(wire, parameters, [1], Kind.MERGED), 3)[1] == [1]
+    assert wire.read(message(wire, parameters, [], Kind.MERGED), 3)[1] == []
+    with pytest.raises(Garbage, match="1 layers in a message of kind 1"):
+        wire.read(message(wire, parameters, [1], Kind.HELLO), 3)
 
 
 @given(st.binary(min_size=1, max_size=400))
@@ -113,9 +126,9 @@ def test_noise_is_refused(noise: bytes) -> None:
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     wire, parameters = make()
     next(iter(parameters.values()))[0, 0] = value
-    buffer = message(wire, parameters, [(0, 0.5), (1, 0.5)])
+    buffer = message(wire, parameters, [0, 1])
     with pytest.raises(Garbage, match="not finite"):
-        check_finite(wire.values(buffer, [0, 1]))
+        check_finite([pair for values in wire.values(buffer, [0, 1]) for pair in values])
 
 
 def test_other_models_and_protocols_are_refused_with_both_sides_named() -> None:
@@ -127,8 +140,8 @@ def test_other_models_and_protocols_are_refused_with_both_sides_named() -> None:
         ValueError, match=r"of its parameters, rank 0 has \['0.weight', \[7, 5\].*rank 1 has \['0.weight'"
     ):
         check_identity(ours, 0, {**ours, "parameters": [["0.weight", [8, 5], "torch.float32"]]}, 1)
-    with pytest.raises(ValueError, match=r"protocol must be the same on all ranks \(rank 0 has 2, rank 1 has 3\)"):
-        check_identity(ours, 0, {**ours, "protocol": 3}, 1)
+    with pytest.raises(ValueError, match=r"protocol must be the same on all ranks \(rank 0 has 3, rank 1 has 2\)"):
+        check_identity(ours, 0, {**ours, "protocol": 2}, 1)
     assert make("mlp")[0].digest != make("mlp", "bf16")[0].digest
 
 

@@ -46,7 +46,7 @@ class Options(BaseModel):
     )
     period: Count | None = Field(
         None, description="Batches of a rank between two averages (default 8); updates of a layer between two sends "
-        "of it (default 1)."
+        "of it (default 2)."
     )  # fmt: skip
     topology: Literal["uniform", "ring", "exponential"] | None = Field(
         None,

@@ -13,8 +13,8 @@ from torch.distributed import ReduceOp, Store  # type: ignore[attr-defined]
 from asyncprop.engine.layers import Layer
 from asyncprop.exchange.group import Group, GroupBroken
 from asyncprop.exchange.members import Members
+from asyncprop.exchange.pair import mean_share
 from asyncprop.exchange.tally import pieces_of
-from asyncprop.exchange.weights import share
 
 AVERAGED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Types of buffers of which ranks take the mean."""
@@ -40,14 +40,14 @@ class Agreement:
         store: to make process groups in.
 
     Attributes:
-        totals: of the weights of all that made the last mean, by layer.
+        total: of the weights of all that made the last mean.
         was_finite: whether this rank's parameters were finite before it.
     """
 
     def __init__(self, members: Members, store: Store) -> None:
         self._members = members
         self._group = Group(members, store)
-        self.totals: list[float] = []
+        self.total = 0.0
         self.was_finite = True
 
     def forget(self) -> None:
@@ -59,7 +59,7 @@ class Agreement:
         layers: Sequence[Layer],
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        weights: Callable[[], list[float]],
+        weight: Callable[[], float],
     ) -> dict[str, Tensor]:
         """Return the weighted mean of every parameter, and of buffers the plain mean, or the largest of counts.
 
@@ -69,17 +69,17 @@ class Agreement:
             layers: what has a weight of its own.
             parameters: by name; those of no layer are left out.
             buffers: by name. Those of members without any weight do not count.
-            weights: this rank's, by layer; it has none at all if a parameter is not finite.
+            weight: this rank's; it has none if a parameter is not finite.
         """
         self.was_finite = self._is_finite(layers, parameters)
         while True:
-            told = self._members.gather((self._group.key, weights() if self.was_finite else [0.0] * len(layers)))
+            told = self._members.gather((self._group.key, weight() if self.was_finite else 0.0))
             among = self._members.among
             keys, given = zip(*(told[member] for member in among), strict=True)
             means = self._try(keys, layers, parameters, buffers, given)
             votes = self._members.gather(means is not None)
             if means is not None and all(votes.values()) and self._members.among == among:
-                self.totals = [sum(theirs[layer] for theirs in given) for layer in range(len(layers))]
+                self.total = sum(given)
                 return means
             self.forget()
 
@@ -97,7 +97,7 @@ class Agreement:
         layers: Sequence[Layer],
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        weights: Sequence[list[float]],
+        weights: Sequence[float],
     ) -> dict[str, Tensor] | None:
         """Return the means; None if the group breaks. Any other failure is this rank's own, and ends its training.
 
@@ -120,13 +120,12 @@ class Agreement:
         layers: Sequence[Layer],
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        weights: Sequence[list[float]],
+        weights: Sequence[float],
     ) -> dict[str, Tensor]:
         me = self._members.among.index(self._members.rank)
-        mine = {
-            name: (parameters[name], share(weights, layer.index, me)) for layer in layers for name in layer.parameters
-        }
-        counting = [any(weight > 0 for weight in theirs) for theirs in weights]
+        share = mean_share(weights, me)
+        mine = {name: (parameters[name], share) for layer in layers for name in layer.parameters}
+        counting = [weight > 0 for weight in weights]
         counts = counting[me] or not any(counting)
         each = float(counts) / (sum(counting) or len(counting))
         mine |= {name: (buffer, each) for name, buffer in buffers.items() if buffer.is_floating_point()}

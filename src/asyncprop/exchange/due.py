@@ -1,10 +1,8 @@
-"""Due: which layers are to be sent, by how often they were updated, what weight they have, and chance."""
+"""Due: which layers are to be sent, by how often they were updated, and chance."""
 
 from __future__ import annotations
 
 import random
-
-from asyncprop.exchange.weights import Weights
 
 
 class Due:
@@ -12,14 +10,13 @@ class Due:
 
     Args:
         updates: of each layer since it was last sent; counted by others, set back here.
-        weights: of the layers: one with less than a fair share is sent seldom.
         period: a layer is sent at every so many of its updates.
         probability: with which a layer whose turn it is is sent.
         seed: of what is drawn at random.
     """
 
-    def __init__(self, updates: list[int], weights: Weights, *, period: int, probability: float, seed: str) -> None:
-        self._updates, self._weights = updates, weights
+    def __init__(self, updates: list[int], *, period: int, probability: float, seed: str) -> None:
+        self._updates = updates
         self._period, self._probability = period, probability
         self._random = random.Random(seed)
         self._drawn: set[int] = set()  # layers that are to be sent, and could not be yet
@@ -41,8 +38,7 @@ class Due:
         return updates
 
     def _is_due(self, layer: int) -> bool:
-        updates = self._updates[layer]
-        if updates < self._period or not self._weights.may_give(layer, updates):
+        if self._updates[layer] < self._period:
             return False
         if self._probability < 1 and layer not in self._drawn:
             if self._random.random() >= self._probability:

@@ -2,11 +2,12 @@
 
     a worker ─ landed(layer) ─▶ updates[layer] += 1        marks it, and goes on
                                      │ a bucket is full, or a batch is finished
-    the send thread                  └▶ choose a neighbour ─ halve the weights ─ copy the layers ─▶ Link.send
-    a receiving thread per neighbour    Link.receive ─ check ─ x += w'/(w + w')·(x' - x), w += w' ─▶ MERGED
+    the send thread                  └▶ choose a neighbour ─ copy the layers ─▶ Link.send     a question: x
+    there, a receiving thread           Link.receive ─ check ─ y += (x - y)/2 ─▶ Link.send    the answer: (y - x)/2
+    here, a receiving thread            Link.receive ─ check ─ x += what came
 
-Only the exchange's own threads take its lock; workers never do. Arithmetic: `weights`. Messages: `wire`, `link`. What
-is out: `neighbour`. Who is alive: `members`. The meeting at which all become equal: `settle`, `agreement`.
+Only the exchange's own threads take its lock; workers never do. Arithmetic: `pair`. Messages: `wire`, `link`. What is
+out: `neighbour`. Who is alive: `members`. The meeting at which all become equal: `settle`, `agreement`.
 """
 
 from __future__ import annotations
@@ -38,20 +39,24 @@ from asyncprop.exchange.wire import Wire, WireType, check_identity
 BUCKET_BYTES = 1 << 20
 """Of a message, unless given: gossip then costs 3 % of a step, and 9 % with 64 KiB (results/exchange_2-cores_*)."""
 
+PERIOD = 2
+"""Updates of a layer from one sending to the next, unless given."""
+
 log = logging.getLogger("asyncprop")
 _opened = itertools.count()
 
 
 class LayerGossip(Exchange):
-    """Send each layer to another rank the moment it is updated, and merge what comes, by sum weights.
+    """Send each layer to another rank the moment it is updated; both draw near each other, and the mean stays.
 
+    The mean of all ranks is moved by their gradients alone, whoever is slow and however long messages take (`pair`).
     Needs an initialised torch.distributed of several ranks, or `members`; with one rank it does nothing. Ranks may die,
     hang, and join. Optimizer state stays with each rank. Which parameters are trained must not change while it is open.
 
     Args:
         topology: to whom: `"uniform"`, `"ring"` or `"exponential"` (see `Peers`).
-        period: a layer is sent at every so many of its updates. Raise it if the network is the bottleneck; replicas
-            then differ more.
+        period: a layer is sent at every so many of its updates. With 2 it is averaged once in an update, as each
+            message moves two ranks. Raise it if the network is the bottleneck; replicas then differ more.
         probability: with which a layer whose turn it is is sent. Another way to send less.
         bucket_bytes: layers are sent together until a message has so many bytes, or the batch is finished. Small
             messages cost time of the workers (Python's lock); large ones leave later.
@@ -68,7 +73,7 @@ class LayerGossip(Exchange):
         self,
         *,
         topology: Topology = "uniform",
-        period: int = 1,
+        period: int = PERIOD,
         probability: float = 1.0,
         bucket_bytes: int = BUCKET_BYTES,
         wire: WireType = "exact",
@@ -86,7 +91,7 @@ class LayerGossip(Exchange):
         self._topology, self._wire_type, self._bucket_bytes = topology, wire, bucket_bytes
         self._period, self._probability, self._seed = period, probability, seed
         self._timeout_s, self._members = timeout_s, members
-        self._met = 1  # how many ranks had a fair share of weight each when they last met; at first, one has all
+        self._met = 1  # how many ranks had a fair share of weight when they last met; at first, one has all
         self._has_settled = False
         self._shared: Shared | None = None
 
@@ -139,12 +144,13 @@ class LayerGossip(Exchange):
         if (shared := self._shared) is None:
             return
         shared.begin_meeting()  # from here on nothing is merged: what is said now stays true
-        merged = {rank: neighbour.merged for rank, neighbour in shared.neighbours.items()}
-        told = dict(shared.members.meet(merged))
+        answered = {rank: neighbour.answered for rank, neighbour in shared.neighbours.items()}
+        told = dict(shared.members.meet(answered))
         with shared.changed:
             for rank, neighbour in shared.neighbours.items():
-                last = told[rank].get(shared.rank, 0) if rank in told else 0
-                self.tally.returned += neighbour.resolve(shared.weights, last)
+                self.tally.lost += neighbour.settle()
+                if rank in told and (given := neighbour.undo(told[rank].get(shared.rank, 0))):
+                    shared.undo(given)
         self._agree(shared)
         self._has_settled = True
 
@@ -187,8 +193,9 @@ class LayerGossip(Exchange):
         self._met = given["met"]
         with shared.changed:
             for neighbour in shared.neighbours.values():
-                neighbour.out = None  # of a time before the others met: it is void
-        shared.end_meeting(given["weights"])
+                neighbour.settle()  # all that is out is of a time before the others met: it is void
+                neighbour.given = None
+        shared.end_meeting(given["weight"])
 
     # ---- inside
 
@@ -198,7 +205,7 @@ class LayerGossip(Exchange):
         if members.given is not None:
             self.rejoin(members.given["replica"])
         else:
-            shared.weights.reset([float(shared.rank == min(members.among))] * len(shared.replica.layers))
+            shared.weight = float(shared.rank == min(members.among))
             shared.begin_meeting()
             members.meet(None)
             self._agree(shared)
@@ -220,9 +227,9 @@ class LayerGossip(Exchange):
         parameters = {name: parameter.detach() for name, parameter in shared.parameters.items()}
         buffers = dict(replica.model.named_buffers())
         with torch.no_grad(), replica.device.use(shared.stream):
-            means = self._agreement.mean(replica.layers, parameters, buffers, shared.weights.all)
+            means = self._agreement.mean(replica.layers, parameters, buffers, lambda: shared.weight)
             self.tally.note_distance(parameters, means)
-            self.tally.note_weight(self._agreement.totals, self._met)
+            self.tally.weight = self._agreement.total / self._met
             self._met = len(shared.members.among)
             for name, mean in means.items():
                 (parameters[name] if name in parameters else buffers[name]).data.copy_(mean)
@@ -247,23 +254,24 @@ class LayerGossip(Exchange):
         with shared.changed:
             if shared.is_meeting or shared.is_closed or shared.members.round != met:
                 return None  # what was packed is of a time before the others met: the next look will do
-            weights, meetings = [shared.weights.give(layer) for layer in range(len(shared.updates))], shared.meetings
+            shared.weight /= 2
+            weight, meetings = shared.weight, shared.meetings
         return {
             "rank": shared.rank,
             "identity": shared.wire.identity,
-            "weights": weights,
+            "weight": weight,
             "meetings": meetings,
             "met": self._met,
             "state": state,
         }
 
     def _take_back(self, offered: dict[str, Any]) -> None:
-        """Add the weights that were not given after all, unless all weights have been set anew since."""
+        """Add the weight that was not given after all, unless all weights have been set anew since."""
         shared = self._shared
         assert shared
         with shared.changed:
             if shared.meetings == offered["meetings"]:
-                shared.weights.take_back(list(enumerate(offered["weights"])))
+                shared.weight += offered["weight"]
 
     def _member_changed(self, member: int, is_alive: bool) -> None:
         shared = self._shared
@@ -283,7 +291,7 @@ class LayerGossip(Exchange):
     def _meet_neighbour(self, shared: Shared, member: int) -> None:
         with shared.changed:
             if member not in shared.neighbours:
-                new = Neighbour(member, shared.replica.device.buffer, shared.wire.message_bytes)
+                new = Neighbour(member, shared.buffers)
                 shared.neighbours = {**shared.neighbours, member: new}
             neighbour = shared.neighbours[member]
             if neighbour.thread is None and not shared.is_closed:

@@ -38,12 +38,10 @@ class Link:
         store: to find each other.
         key: that no other connection has or had.
         is_first: which of the two this side is.
-        received: buffer (bytes, on the CPU) for what comes; as long as the longest message.
     """
 
-    def __init__(self, store: Store, key: str, *, is_first: bool, received: Tensor) -> None:
+    def __init__(self, store: Store, key: str, *, is_first: bool) -> None:
         self._other = 1 if is_first else 0
-        self._received = received
         self._out: dict[int, Any] = {}
         try:
             self._group: Any = ProcessGroupGloo(
@@ -55,20 +53,31 @@ class Link:
 
     def send(self, message: Tensor, slot: int) -> None:
         """Begin to send, after what was last sent in this slot has left; `message` must stay as it is until then."""
+        self.wait_sent(slot)
         try:
-            if slot in self._out:
-                self._out[slot].wait(NEVER)
             self._out[slot] = self._group.send([message], self._other, MESSAGES)
         except RuntimeError as error:
             raise LinkBroken(str(error)) from error
 
-    def receive(self, patience: timedelta = NEVER) -> Tensor:
-        """Wait for a message, but not longer than this; it lies at the start of the buffer that is returned."""
+    def wait_sent(self, slot: int) -> None:
+        """Wait until what was last sent in this slot has left: its bytes may be written again."""
         try:
-            self._group.recv([self._received], self._other, MESSAGES).wait(patience)
+            if work := self._out.pop(slot, None):
+                work.wait(NEVER)
         except RuntimeError as error:
             raise LinkBroken(str(error)) from error
-        return self._received
+
+    def receive(self, buffer: Tensor, patience: timedelta = NEVER) -> None:
+        """Wait for a message, but not longer than this.
+
+        Args:
+            buffer: bytes, on the CPU, as many as the longest message has; it lies at their start afterwards.
+            patience: until `LinkBroken` is raised.
+        """
+        try:
+            self._group.recv([buffer], self._other, MESSAGES).wait(patience)
+        except RuntimeError as error:
+            raise LinkBroken(str(error)) from error
 
     def cut(self) -> None:
         """End the link for both sides; whoever waits in `receive` or `send`, on any thread, raises.
@@ -94,11 +103,10 @@ class Caller:
         self._name = f"link/{min(rank, peer)}-{max(rank, peer)}"
         self._last = 0
 
-    def connect(self, received: Tensor, wait: Callable[[], bool]) -> Link | None:
+    def connect(self, wait: Callable[[], bool]) -> Link | None:
         """Return a new link.
 
         Args:
-            received: see `Link`.
             wait: waits for a moment, and tells whether to go on; if not, None is returned.
         """
         if self._is_first:
@@ -113,4 +121,4 @@ class Caller:
             answered = self._board.add(f"{self._name}/answer", 0)
             self._board.add(f"{self._name}/answer", call - answered)
             self._last = call
-        return Link(self._store, f"{self._name}/{self._last}", is_first=self._is_first, received=received)
+        return Link(self._store, f"{self._name}/{self._last}", is_first=self._is_first)

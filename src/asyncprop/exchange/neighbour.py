@@ -1,34 +1,45 @@
-"""Neighbour: another member as this rank knows it: the link to it, and what of that was sent is not yet known merged.
+"""Neighbour: another member as this rank knows it: the link to it, what was asked of it, and what it was answered.
 
-One message at most is out to a neighbour: the next may go when it has said `MERGED`. A neighbour that hangs therefore
-holds one message's weight and no more, and one that is slow to merge gets newer values instead of a queue of old ones.
-After a link was cut, each side says which message of the other's it merged last; what was out and is later than that
-is taken back. So weight is neither lost nor doubled, however often links break. (What is taken back counts for the
-sender's present values: the ones that were on their way are older than these.)
+One question at most is out to a neighbour: the next may go when the answer has been added. So one that is slow gets
+newer values instead of a queue of old ones. The answerer keeps its last answer until the next question, which tells
+that it has arrived. After a link was cut, each side says which question of the other's it merged last: one that is
+later was lost and is forgotten; else its answer is sent again. At a meeting all is settled: what was not answered is
+forgotten, and what was answered and not added is undone by the answerer. So the sum of all values is kept, however
+often links break.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from asyncprop.exchange.link import Link
-from asyncprop.exchange.weights import Weights
-from asyncprop.exchange.wire import HEADER_BYTES, Entry
+from asyncprop.exchange.wire import HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """A message that is out: its number, what was given away with it, and when."""
+    """A question that is out: its number, its layers, this rank's weight when it was asked, and when that was."""
 
     sequence: int
-    entries: list[Entry]
+    layers: Sequence[int]
+    weight: float
     sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer: to which question, with what weight that was asked, of which layers, and the message."""
+
+    sequence: int
+    weight: float
+    layers: Sequence[int]
+    message: Tensor
 
 
 class Neighbour:
@@ -36,69 +47,122 @@ class Neighbour:
 
     Args:
         rank: its number.
-        make_buffer: makes a buffer of so many bytes that tensors are copied to and from fast.
-        message_bytes: of the longest message.
+        buffers: where the buffers of messages come from.
 
     Attributes:
         link: to it; None while there is none.
-        out: the message that is not known merged.
-        sequence: number of the last message to it.
-        merged: number of its last message that was merged here.
+        out: the question that is not known to be answered.
+        given: the last answer to it, until it is known to have arrived.
+        sequence: number of the last question to it.
+        answered: number of the last of them that needs no answer any more.
+        merged: number of its last question that was merged here.
         refused: whether it has sent garbage: nothing more is taken from it.
-        sent, received: a message's bytes; the send thread's, and the receiving thread's. Empty until `start`.
+        sent: the question that is out, in bytes; the send thread's.
+        received, answer: what comes, and the answer to it, in bytes; the receiving thread's. They change places.
         short: a message without layers; the receiving thread's.
     """
 
-    def __init__(self, rank: int, make_buffer: Callable[[int], Tensor], message_bytes: int) -> None:
+    def __init__(self, rank: int, buffers: Buffers) -> None:
         self.rank = rank
         self.link: Link | None = None
         self.out: Out | None = None
-        self.sequence = self.merged = 0
+        self.given: Given | None = None
+        self.sequence = self.answered = self.merged = 0
         self.refused = False
         self.thread: threading.Thread | None = None
-        self._make_buffer, self._message_bytes = make_buffer, message_bytes
-        self.sent = self.received = torch.empty(0, dtype=torch.uint8)
+        self._buffers = buffers
+        self.sent = self.received = self.answer = NO_BYTES
         self.short = torch.empty(HEADER_BYTES, dtype=torch.uint8)
 
     def start(self) -> None:
-        """Make the buffers that its threads need."""
-        self.sent, self.received = self._make_buffer(self._message_bytes), self._make_buffer(self._message_bytes)
+        """Take the buffers that its threads need."""
+        self.received, self.answer = self._buffers.take(), self._buffers.take()
 
     def stop(self) -> None:
-        """Note that its thread ends, and give the buffers back: ranks that have died must not cost memory."""
+        """Note that its thread ends, and give the buffers up: ranks that have died must not cost memory."""
         self.thread = None
-        self.sent = self.received = torch.empty(0, dtype=torch.uint8)
+        self.given = None
+        self.sent = self.received = self.answer = NO_BYTES
 
     @property
     def is_ready(self) -> bool:
-        """Whether a message may be sent to it."""
+        """Whether it may be asked."""
         return self.link is not None and self.out is None
 
-    def give(self, weights: Weights, layers: list[int]) -> list[Entry]:
-        """Take the layers' weights for the next message out of `weights`; from now on it is out."""
+    def ask(self, layers: Sequence[int], weight: float) -> int:
+        """Note a question, which is out from now on, and return its number; `sent` is a buffer to write it in."""
         assert self.is_ready
+        if not self.sent.numel():
+            self.sent = self._buffers.take()
         self.sequence += 1
-        entries = [(layer, weights.give(layer)) for layer in layers]
-        self.out = Out(self.sequence, entries, time.perf_counter())
-        return entries
+        self.out = Out(self.sequence, layers, weight, time.perf_counter())
+        return self.sequence
 
-    def was_merged(self, sequence: int) -> float | None:
-        """Note that it has merged a message; return the seconds that took, if it is the one that is out."""
-        if self.out is None or self.out.sequence != sequence:
-            return None
+    def was_answered(self) -> float:
+        """Note that what was out is answered, and return the seconds that took."""
+        assert self.out
         seconds = time.perf_counter() - self.out.sent_at
-        self.out = None
+        self.answered, self.out = self.out.sequence, None
+        self._give_back()
         return seconds
 
-    def resolve(self, weights: Weights, merged: int) -> bool:
-        """Take back what is out, if it is later than the last message that the neighbour merged; tell whether it was.
+    def relink(self, merged: int) -> bool:
+        """Forget what is out if it was lost with the last link; tell whether it was.
 
         Args:
-            weights: where it goes back to.
-            merged: the last message of this rank that the neighbour merged; it merges no older one after saying so.
+            merged: the last question of this rank's that the neighbour has merged; it merges no older one after that.
         """
-        out, self.out = self.out, None
-        if out is None or out.sequence <= merged:
+        if self.out is None or self.out.sequence <= merged:
             return False
-        weights.take_back(out.entries)
+        self.answered, self.out = self.out.sequence, None
+        self._give_back()
         return True
+
+    def settle(self) -> bool:
+        """Forget what is out, at a meeting; tell whether anything was. The buffer may still be on its way."""
+        was_out, self.out = self.out is not None, None
+        self.answered = self.sequence
+        return was_out
+
+    def undo(self, answered: int) -> Given | None:
+        """Return the last answer if it is to be undone, as the neighbour has not added it.
+
+        Args:
+            answered: the neighbour's.
+        """
+        given, self.given = self.given, None
+        return given if given and given.sequence > answered else None
+
+    def note_answer(self, given: Given) -> None:
+        """Keep an answer that was made where the question lay; what comes next is received elsewhere."""
+        self.given, self.merged = given, given.sequence
+        self.received, self.answer = self.answer, self.received
+
+    def _give_back(self) -> None:
+        if self.sent.numel():
+            self._buffers.give_back(self.sent)
+        self.sent = NO_BYTES
+
+
+class Buffers:
+    """Buffers for messages, each for whoever has it out; there are as many as were ever needed at once.
+
+    Args:
+        make: makes a buffer of so many bytes that tensors are copied to and from fast.
+        message_bytes: of the longest message.
+    """
+
+    def __init__(self, make: Callable[[int], Tensor], message_bytes: int) -> None:
+        self._make, self._message_bytes = make, message_bytes
+        self._spare: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """Return one that nobody has."""
+        return self._spare.pop() if self._spare else self._make(self._message_bytes)
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Let others have it."""
+        self._spare.append(buffer)
+
+
+NO_BYTES = torch.empty(0, dtype=torch.uint8)

@@ -1,8 +1,9 @@
-"""Receiver: keeps a link to one neighbour, and merges what comes by it. One thread per neighbour."""
+"""Receiver: keeps a link to one neighbour, answers what it asks, and adds its answers. One thread per neighbour."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from datetime import timedelta
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from asyncprop.exchange.link import CONNECT_S, Caller, Link, LinkBroken
-from asyncprop.exchange.neighbour import Neighbour
+from asyncprop.exchange.neighbour import Given, Neighbour
+from asyncprop.exchange.pair import Side, answer_share, moved_per_answer
 from asyncprop.exchange.shared import Shared
-from asyncprop.exchange.wire import Entry, Garbage, Header, Kind, check_finite
+from asyncprop.exchange.wire import Garbage, Header, Kind, Values, check_finite
 
 ANSWER = 1
 """The slot of a link in which the receiving thread sends."""
@@ -41,7 +43,7 @@ class Receiver:
         while self._goes_on():
             with contextlib.suppress(LinkBroken):
                 try:
-                    if link := caller.connect(neighbour.received, lambda: self._goes_on(wait_s=CALL_EVERY_S)):
+                    if link := caller.connect(lambda: self._goes_on(wait_s=CALL_EVERY_S)):
                         self._serve(link)
                 except Garbage as error:
                     neighbour.refused = True
@@ -65,16 +67,18 @@ class Receiver:
         shared, neighbour = self._shared, self._neighbour
         try:
             link.send(self._short(Kind.HELLO, neighbour.merged), ANSWER)
-            hello, _ = shared.wire.read(link.receive(timedelta(seconds=CONNECT_S)), neighbour.rank)
+            link.receive(neighbour.received, timedelta(seconds=CONNECT_S))
+            hello, _ = shared.wire.read(neighbour.received, neighbour.rank)
             if hello.kind != Kind.HELLO:
                 raise Garbage(f"a message of kind {hello.kind} instead of a greeting")
             with shared.changed:
-                if not shared.is_meeting:  # a meeting itself settles what is out
-                    shared.tally.returned += neighbour.resolve(shared.weights, hello.sequence)
+                shared.tally.lost += neighbour.relink(hello.sequence)
                 if shared.is_closed:
                     return
-                neighbour.link = link
+                neighbour.link, given = link, neighbour.given
                 shared.changed.notify_all()
+            if given:  # it may have been lost with the last link
+                link.send(given.message, ANSWER)
             shared.due.set()
             while True:
                 self._take(link)
@@ -86,47 +90,76 @@ class Receiver:
 
     def _take(self, link: Link) -> None:
         shared, neighbour = self._shared, self._neighbour
-        header, entries = shared.wire.read(link.receive(), neighbour.rank)
+        link.receive(neighbour.received)
+        header, layers = shared.wire.read(neighbour.received, neighbour.rank)
+        values = list(itertools.chain.from_iterable(shared.wire.values(neighbour.received, layers)))
+        check_finite(values)
         if header.kind == Kind.MERGED:
             with shared.changed:
-                shared.tally.delivered(neighbour.was_merged(header.sequence))
+                self._add(header, layers, values)
                 shared.changed.notify_all()
             shared.due.set()
         elif header.kind == Kind.LAYERS:
-            values = shared.wire.values(neighbour.received, [layer for layer, _ in entries])
-            check_finite(values)
-            self._merge(header, entries, values)
-            link.send(self._short(Kind.MERGED, header.sequence), ANSWER)
+            link.wait_sent(ANSWER)  # before its buffer is received into again
+            link.send(self._merge(header, layers, values), ANSWER)
 
-    @torch.no_grad()
-    def _merge(self, header: Header, entries: list[Entry], values: list[list[tuple[str, Tensor]]]) -> None:
-        """Merge a message's layers, unless the ranks have met since it was sent.
+    def _merge(self, question: Header, layers: list[int], values: Values) -> Tensor:
+        """Draw near the neighbour's values, and return the answer; nothing is done if the ranks have met since.
 
-        Guarantees: weight and value of a layer change together, as far as other merges and sends can see. The race
-        that is wanted: workers read and write θ meanwhile, so an increment of theirs may be lost, as between workers.
+        Guarantees: the answer is what these values were moved by, as far as other merges and sends can see.
         """
         shared, neighbour, members = self._shared, self._neighbour, self._shared.members
         with shared.changed:  # a message of after a meeting that is not over here waits for its end
             shared.changed.wait_for(
-                lambda: shared.is_closed or (not shared.is_meeting and header.round <= members.round)
+                lambda: shared.is_closed or (not shared.is_meeting and question.round <= members.round)
             )
             if shared.is_closed:
                 raise LinkBroken("closed")
-            if header.round != members.round or header.sequence <= neighbour.merged:
+            if question.round != members.round or question.sequence <= neighbour.merged:
                 shared.tally.late += 1
                 shared.changed.notify_all()
-                return
-            device = shared.replica.device
-            with device.use(shared.stream):
-                for (layer, weight), parts in zip(entries, values, strict=True):
-                    share = shared.weights.take(layer, weight)
-                    for name, value in parts:
-                        parameter = shared.parameters[name].data
-                        parameter.lerp_(value.to(parameter.device, parameter.dtype, non_blocking=True), share)
-                device.finish(shared.stream)
-            neighbour.merged = header.sequence
-            shared.tally.merged(header.length_bytes)
+                return self._short(Kind.MERGED, question.sequence)
+            self._draw_near(question, values)
+            header = Header(Kind.MERGED, shared.rank, question.sequence, members.round)
+            message = shared.wire.write(neighbour.received, header, layers)
+            neighbour.note_answer(Given(question.sequence, question.weight, layers, message))
+            shared.tally.merged(question.length_bytes)
             shared.changed.notify_all()
+            return message
+
+    @torch.no_grad()
+    def _draw_near(self, question: Header, values: Values) -> None:
+        """Move the parameters towards the values, which become the answer.
+
+        The race that is wanted: workers read and write θ meanwhile, so an increment of theirs may be lost, as between
+        workers.
+        """
+        shared = self._shared
+        asker, asked = Side(question.weight, question.besides), Side(shared.weight, shared.questions_out)
+        back, per_answer = answer_share(asker, asked), moved_per_answer(asker, asked)
+        device = shared.replica.device
+        with device.use(shared.stream):
+            for name, value in values:
+                parameter = shared.parameters[name].data
+                answer = value.to(parameter.device, parameter.dtype, non_blocking=True)
+                answer.sub_(parameter).mul_(-back)
+                rounded = answer.to(value.dtype)
+                parameter.add_(rounded.to(parameter.dtype), alpha=per_answer)
+                if rounded is not value:
+                    value.copy_(rounded, non_blocking=True)
+            device.finish(shared.stream)
+
+    def _add(self, answer: Header, layers: list[int], values: Values) -> None:
+        """Add an answer to whatever the parameters are by now, unless it has been settled, or was added before."""
+        shared, neighbour = self._shared, self._neighbour
+        out = neighbour.out
+        if shared.is_meeting or answer.round != shared.members.round or not out or out.sequence != answer.sequence:
+            return
+        if layers:
+            if layers != list(out.layers):
+                raise Garbage("an answer that was not asked for")
+            shared.add(values, out.weight / shared.weight)
+        shared.tally.delivered(neighbour.was_answered())
 
     def _short(self, kind: Kind, sequence: int) -> Tensor:
         header = Header(kind, self._shared.rank, sequence, self._shared.members.round)

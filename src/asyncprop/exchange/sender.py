@@ -1,4 +1,4 @@
-"""Sender: the one thread that sends: what is due, to the neighbour whose turn it is, with half of the weight."""
+"""Sender: the one thread that asks: with what is due, the neighbour whose turn it is."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ class Sender:
 
     def __init__(self, shared: Shared, peers: Peers, *, period: int, probability: float, seed: int) -> None:
         self._shared, self._peers = shared, peers
-        self._due = Due(
-            shared.updates, shared.weights, period=period, probability=probability, seed=f"{seed} {shared.rank}"
-        )
+        self._due = Due(shared.updates, period=period, probability=probability, seed=f"{seed} {shared.rank}")
 
     def run(self) -> None:
         """Send whatever is due, until the exchange is closed."""
@@ -46,7 +44,7 @@ class Sender:
         """Send what is due now; what nobody can be sent now stays due."""
         wire, layers = self._shared.wire, self._due.layers()
         while layers and (neighbour := self._choose()):
-            count = next((n for n in range(1, len(layers)) if wire.is_full(layers[:n])), len(layers))
+            count = wire.fill(layers)
             self._send(neighbour, layers[:count])
             layers = layers[count:]
 
@@ -63,17 +61,21 @@ class Sender:
     def _send(self, neighbour: Neighbour, layers: list[int]) -> None:
         """Send these layers as they are now.
 
-        Guarantees: the weight that leaves is out until it is merged or taken back. The race that is wanted: workers
-        write θ while it is copied, so a layer may travel half updated.
+        Guarantees: they are out until they are answered or forgotten. The race that is wanted: workers write θ while
+        it is copied, so a layer may travel half updated.
         """
         shared, wire = self._shared, self._shared.wire
+        if (link := neighbour.link) is None:
+            return
+        with contextlib.suppress(LinkBroken):
+            link.wait_sent(MESSAGE)  # one that a meeting has settled may still be leaving
         with shared.changed:
-            link = neighbour.link
-            if shared.is_meeting or link is None or not neighbour.is_ready:
+            if shared.is_meeting or neighbour.link is not link or not neighbour.is_ready:
                 return
-            entries = neighbour.give(shared.weights, layers)
-            header = Header(Kind.LAYERS, shared.rank, neighbour.sequence, shared.members.round, len(entries))
-            message = wire.write(neighbour.sent, header, entries)
+            besides = shared.questions_out
+            number = neighbour.ask(layers, shared.weight)
+            header = Header(Kind.LAYERS, shared.rank, number, shared.members.round, shared.weight, besides)
+            message = wire.write(neighbour.sent, header, layers)
             for layer in layers:
                 shared.tally.superseded += max(0, self._due.sent(layer) - 1)
             device = shared.replica.device
@@ -83,5 +85,5 @@ class Sender:
                 device.finish(shared.stream)
             shared.tally.sent(message.numel())
             shared.changed.notify_all()
-        with contextlib.suppress(LinkBroken):  # the receiving thread sees it, too; the next link settles what is out
+        with contextlib.suppress(LinkBroken):  # the receiving thread sees it, too
             link.send(message, MESSAGE)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 
+import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.link import CONNECT_S
 from asyncprop.exchange.members import Members
-from asyncprop.exchange.neighbour import Neighbour
+from asyncprop.exchange.neighbour import Buffers, Given, Neighbour
+from asyncprop.exchange.pair import FAIR_SHARE
 from asyncprop.exchange.tally import GossipTally
-from asyncprop.exchange.weights import Weights
-from asyncprop.exchange.wire import Wire
+from asyncprop.exchange.wire import Values, Wire
 
 GRACE_S = CONNECT_S + 2.0
 """Seconds that `join` waits for each thread: one that is connecting to a dead rank ends with its time-out."""
 
 
 class Shared:
-    """The replica, the others, and the weights.
+    """The replica, its weight in the mean of all, and the others.
 
     Attributes:
         changed: the lock of all below, and where threads wait for its changes.
         due: set when there may be something to send.
-        is_meeting: from this rank's coming to a meeting until it has the result: nothing is sent, given or merged.
+        weight: of this rank.
+        is_meeting: from this rank's coming to a meeting until it has the result: nothing is sent, merged or given.
         meetings: how many are over.
         is_closed: everything is to end.
         neighbours: by rank; replaced, never changed, so that it can be read without the lock.
@@ -36,9 +39,10 @@ class Shared:
         self.replica, self.members, self.store, self.wire, self.tally = replica, members, store, wire, tally
         self.parameters = dict(replica.model.named_parameters())
         self.stream = replica.device.stream("exchange")
-        self.weights = Weights(len(replica.layers))
+        self.weight = FAIR_SHARE
         self.updates = [0] * len(replica.layers)
         self.unsent_bytes = 0
+        self.buffers = Buffers(replica.device.buffer, wire.message_bytes)
         self.neighbours: dict[int, Neighbour] = {}
         self.changed = threading.Condition()
         self.due = threading.Event()
@@ -51,15 +55,36 @@ class Shared:
         """The number of this rank."""
         return self.members.rank
 
+    @property
+    def questions_out(self) -> int:
+        """How many neighbours have not answered yet."""
+        return sum(neighbour.out is not None for neighbour in self.neighbours.values())
+
+    @torch.no_grad()
+    def add(self, values: Values, factor: float) -> None:
+        """Add an answer's values, times `factor`, to the parameters. Whoever calls holds the lock."""
+        device = self.replica.device
+        with device.use(self.stream):
+            for name, value in values:
+                parameter = self.parameters[name].data
+                parameter.add_(value.to(parameter.device, parameter.dtype, non_blocking=True), alpha=factor)
+            device.finish(self.stream)
+
+    def undo(self, given: Given) -> None:
+        """Take back what an answer has moved the parameters by. Whoever calls holds the lock."""
+        values = list(itertools.chain.from_iterable(self.wire.values(given.message, given.layers)))
+        self.tally.undone += 1
+        self.add(values, given.weight / self.weight)
+
     def begin_meeting(self) -> None:
-        """Send, give and merge nothing any more."""
+        """Send, merge and give nothing any more."""
         with self.changed:
             self.is_meeting = True
 
-    def end_meeting(self, weights: list[float] | None = None) -> None:
-        """Go on, with these weights, or a fair share of each layer. What was updated before needs no sending."""
+    def end_meeting(self, weight: float = FAIR_SHARE) -> None:
+        """Go on, with this weight. What was updated before needs no sending."""
         with self.changed:
-            self.weights.reset(weights)
+            self.weight = weight
             self.updates[:] = [0] * len(self.updates)
             self.is_meeting = False
             self.meetings += 1

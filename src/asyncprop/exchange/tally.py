@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -15,20 +15,19 @@ class GossipTally:
         messages_merged, bytes_merged: of other ranks.
         superseded: updates of layers that never travelled on their own, as a newer value went instead.
         late: messages that came after the ranks had met, and were dropped: the meeting had settled them.
-        returned: messages whose weight was taken back, as they never arrived.
+        lost: questions that were forgotten, as a link broke before they arrived, or the ranks met before the answer.
+        undone: answers that were taken back, as the ranks met before they had been added.
         refused: neighbours that were cut off.
-        age_s: mean seconds from the copying of layers to the sender's knowing that they are merged: no layer was
-            older when it was merged.
+        age_s: mean seconds from the copying of layers to the adding of the answer: there and back.
         distance: between this rank's parameters and the mean of all, relative to the mean's norm, when the ranks last
             met.
-        weight: the sum of all ranks' weights of a layer when they last met, as a share of what it was after they had
-            met before: 1, but for what ranks took with them that died, were left out, or had values that are not
-            finite. Of the layer whose is farthest from it.
+        weight: the sum of all ranks' weights when they last met, as a share of what it was after they had met before:
+            1, but for what ranks took with them that died, were left out, or had values that are not finite.
     """
 
     def __init__(self) -> None:
         self.messages_sent = self.bytes_sent = self.messages_merged = self.bytes_merged = 0
-        self.superseded = self.late = self.returned = self.refused = 0
+        self.superseded = self.late = self.lost = self.undone = self.refused = 0
         self.distance = 0.0
         self.weight = 1.0
         self._age_s = 0.0
@@ -49,11 +48,10 @@ class GossipTally:
         self.messages_merged += 1
         self.bytes_merged += length_bytes
 
-    def delivered(self, seconds: float | None) -> None:
-        """Note how long a message took to be merged; None for one that had been settled otherwise."""
-        if seconds is not None:
-            self._age_s += seconds
-            self._delivered += 1
+    def delivered(self, seconds: float) -> None:
+        """Note how long a question took to be answered."""
+        self._age_s += seconds
+        self._delivered += 1
 
     def note_distance(self, parameters: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
         """Note the distance from the mean; `means` may hold more than parameters."""
@@ -66,14 +64,10 @@ class GossipTally:
                     square += float(mean.square().sum())
         self.distance = (apart / square) ** 0.5 if square else 0.0
 
-    def note_weight(self, totals: Sequence[float], met: int) -> None:
-        """Note the total weight of every layer, of ranks of which so many had met before."""
-        self.weight = max((total / met for total in totals), key=lambda share: abs(share - 1), default=1.0)
-
     def read(self) -> dict[str, float]:
         """Return all of it, by name."""
-        names = ("messages_sent", "bytes_sent", "messages_merged", "bytes_merged", "superseded", "late", "returned",
-                 "refused", "age_s", "distance", "weight")  # fmt: skip
+        names = ("messages_sent", "bytes_sent", "messages_merged", "bytes_merged", "superseded", "late", "lost",
+                 "undone", "refused", "age_s", "distance", "weight")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 

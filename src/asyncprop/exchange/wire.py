@@ -1,16 +1,18 @@
 """Wire: how layers become messages, and messages layers again. Whatever does not fit the model is refused whole.
 
-A message is a header of eight 64-bit numbers (see `Header`); one of layers goes on with a table of (index, weight), 16
-bytes an entry, and the values of these layers' parameters in the model's order, each aligned to 16 bytes.
+A message is a header of ten 64-bit numbers (see `Header`); one of layers goes on with the table of their indices, 64
+bits each, and the values of these layers' parameters in the model's order, all aligned to 16 bytes.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from enum import IntEnum
 from typing import Any, Literal, get_args
 
@@ -19,12 +21,15 @@ from torch import Tensor
 
 from asyncprop.engine.layers import Layer
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raise it whenever what is sent, or what is done about it, changes: ranks of different protocols refuse each other."""
+
+Values = Sequence[tuple[str, Tensor]]
+"""Parameters' names, and what a message has of them."""
 
 WireType = Literal["exact", "bf16"]
 MAGIC = 0x6173796E6370726F  # "asyncpro"
-HEADER_BYTES, ENTRY_BYTES, ALIGNMENT = 64, 16, 16
+HEADER_BYTES, ALIGNMENT = 80, 16
 
 
 class Garbage(ValueError):  # noqa: N818
@@ -35,25 +40,26 @@ class Kind(IntEnum):
     """What a message says."""
 
     HELLO = 1  # a link is open; `sequence` is the last message of yours that I have merged
-    LAYERS = 2  # merge these
-    MERGED = 3  # your message `sequence` is merged, or was too late for it
+    LAYERS = 2  # merge these: a question
+    MERGED = 3  # your message `sequence` is merged: add these; without layers, it was too late for that
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What every message begins with: who says what, of which training, in which meeting's time."""
+    """What every message begins with: who says what, of which training, in which meeting's time.
+
+    Of a question, `weight` is the sender's, and `besides` the questions it has out to others.
+    """
 
     kind: int
     sender: int
     sequence: int
     round: int
-    entries: int = 0
+    weight: float = 0.0
+    besides: int = 0
+    layers: int = 0
     digest: int = 0
     length_bytes: int = HEADER_BYTES
-
-
-Entry = tuple[int, float]
-"""Index of a layer, and the weight that comes with it."""
 
 
 class Wire:
@@ -64,7 +70,7 @@ class Wire:
         layers: what is sent and merged together.
         wire: `"exact"` sends values as they are; `"bf16"` sends 32-bit floats as bfloat16: half of the bytes, and
             every merge brings in a relative error of up to 0.4 % of what came.
-        bucket_bytes: a message is full at so many bytes of values; a layer that is larger travels alone.
+        bucket_bytes: a message has no more bytes of values; a layer that is larger travels alone.
 
     Attributes:
         identity: all that ranks must have in common to understand each other.
@@ -90,32 +96,32 @@ class Wire:
         }
         self.digest = zlib.crc32(json.dumps(self.identity).encode())
         largest = max(self._bytes, default=0)
-        most = min(max(bucket_bytes + largest, largest), sum(self._bytes))
-        self.message_bytes = HEADER_BYTES + ENTRY_BYTES * len(layers) + most
+        most = min(max(bucket_bytes, largest), sum(self._bytes))
+        self.message_bytes = HEADER_BYTES + _table_bytes(len(layers)) + most
 
     def bytes_of(self, layer: int) -> int:
         """Return how long a layer's values are in a message."""
         return self._bytes[layer]
 
-    def is_full(self, layers: Sequence[int]) -> bool:
-        """Tell whether a message of these layers is long enough to be sent."""
-        return sum(self._bytes[layer] for layer in layers) >= self._bucket_bytes
+    def fill(self, layers: Sequence[int]) -> int:
+        """Return how many of these layers, from the first on, travel in one message: one at least."""
+        bytes_ = list(itertools.accumulate(self._bytes[layer] for layer in layers))
+        return max(1, bisect.bisect_right(bytes_, self._bucket_bytes))
 
-    def write(self, buffer: Tensor, header: Header, entries: Sequence[Entry] = ()) -> Tensor:
+    def write(self, buffer: Tensor, header: Header, layers: Sequence[int] = ()) -> Tensor:
         """Write a message's header and table into `buffer` (bytes), and return the part of it that is the message."""
-        values = sum(self._bytes[layer] for layer, _ in entries)
-        length = HEADER_BYTES + ENTRY_BYTES * len(entries) + values
-        given = (header.kind, header.sender, header.sequence, header.round, len(entries), self.digest, length)
-        buffer[:HEADER_BYTES].view(torch.int64).copy_(torch.tensor([MAGIC, *given]))
-        if entries:
-            table = buffer[HEADER_BYTES : HEADER_BYTES + ENTRY_BYTES * len(entries)].view(torch.int64).view(-1, 2)
-            table[:, 0] = torch.tensor([layer for layer, _ in entries])
-            table[:, 1] = torch.tensor([weight for _, weight in entries], dtype=torch.float64).view(torch.int64)
+        length = HEADER_BYTES + _table_bytes(len(layers)) + sum(self._bytes[layer] for layer in layers)
+        head = buffer[:HEADER_BYTES].view(torch.int64)
+        given = replace(header, layers=len(layers), digest=self.digest, length_bytes=length)
+        head.copy_(torch.tensor([MAGIC, *map(int, astuple(given))]))
+        head[WEIGHT_AT : WEIGHT_AT + 1].view(torch.float64).fill_(header.weight)
+        if layers:
+            buffer[HEADER_BYTES : HEADER_BYTES + 8 * len(layers)].view(torch.int64).copy_(torch.tensor(layers))
         return buffer[:length]
 
     def values(self, message: Tensor, layers: Sequence[int]) -> list[list[tuple[str, Tensor]]]:
         """Return, for each of a message's layers, its parameters' names and views of their values in the message."""
-        start = HEADER_BYTES + ENTRY_BYTES * len(layers)
+        start = HEADER_BYTES + _table_bytes(len(layers))
         found = []
         for layer in layers:
             views = []
@@ -126,36 +132,37 @@ class Wire:
             found.append(views)
         return found
 
-    def read(self, buffer: Tensor, sender: int) -> tuple[Header, list[Entry]]:
-        """Return the header and the table of a message, checked.
+    def read(self, buffer: Tensor, sender: int) -> tuple[Header, list[int]]:
+        """Return the header of a message, and its layers, checked.
 
         Raises:
             Garbage: if anything about it is not as this model's ranks write it.
         """
-        magic, *fields = buffer[:HEADER_BYTES].view(torch.int64).tolist()
-        header = Header(*fields)
+        head = buffer[:HEADER_BYTES].view(torch.int64)
+        magic, *numbers = head.tolist()
+        weight = head[WEIGHT_AT : WEIGHT_AT + 1].view(torch.float64).item()
+        header = replace(Header(*numbers), weight=weight)
         if magic != MAGIC or header.kind not in list(Kind) or header.sender != sender:
             raise Garbage("not a message of asyncprop's")
         if header.digest != self.digest:
             raise Garbage("another model's layers, or another protocol")
-        if not 0 <= header.entries <= len(self._parts) or (header.entries > 0) != (header.kind == Kind.LAYERS):
-            raise Garbage(f"{header.entries} layers in a message of kind {header.kind}")
-        table = buffer[HEADER_BYTES : HEADER_BYTES + ENTRY_BYTES * header.entries].view(torch.int64).view(-1, 2)
-        layers: list[int] = table[:, 0].tolist()
-        weights: list[float] = table[:, 1].contiguous().view(torch.float64).tolist()
+        least, most = MAY_HAVE[Kind(header.kind)]
+        if not least <= header.layers <= min(most, len(self._parts)):
+            raise Garbage(f"{header.layers} layers in a message of kind {header.kind}")
+        layers: list[int] = buffer[HEADER_BYTES : HEADER_BYTES + 8 * header.layers].view(torch.int64).tolist()
         if len(set(layers)) < len(layers) or not all(0 <= layer < len(self._parts) for layer in layers):
             raise Garbage("a table of layers that this model has not")
-        if not all(0 < weight < math.inf for weight in weights):
-            raise Garbage("weights that are no positive numbers")
-        expected = HEADER_BYTES + ENTRY_BYTES * len(layers) + sum(self._bytes[layer] for layer in layers)
+        if header.kind == Kind.LAYERS and not (0 < weight < math.inf and 0 <= header.besides < 1 << 31):
+            raise Garbage(f"a question with weight {weight} and {header.besides} others out")
+        expected = HEADER_BYTES + _table_bytes(len(layers)) + sum(self._bytes[layer] for layer in layers)
         if header.length_bytes != expected or expected > buffer.numel():
             raise Garbage(f"{header.length_bytes} bytes instead of {expected}")
-        return header, list(zip(layers, weights, strict=True))
+        return header, layers
 
 
-def check_finite(values: Sequence[Sequence[tuple[str, Tensor]]]) -> None:
+def check_finite(values: Values) -> None:
     """Raise Garbage if any value is not a finite number: one NaN would spread to every rank."""
-    for name, tensor in (pair for layer in values for pair in layer):
+    for name, tensor in values:
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
             raise Garbage(f"values of {name} that are not finite")
 
@@ -195,4 +202,11 @@ class _Part:
         self.bytes = -(-self.numel * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-assert 8 * (1 + len(astuple(Header(0, 0, 0, 0)))) == HEADER_BYTES
+def _table_bytes(layers: int) -> int:
+    return -(-8 * layers // ALIGNMENT) * ALIGNMENT
+
+
+WEIGHT_AT = 1 + [field.name for field in fields(Header)].index("weight")
+MAY_HAVE = {Kind.HELLO: (0, 0), Kind.LAYERS: (1, 1 << 31), Kind.MERGED: (0, 1 << 31)}
+"""Layers, from one number to another."""
+assert 8 * (1 + len(fields(Header))) == HEADER_BYTES

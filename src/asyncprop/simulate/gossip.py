@@ -1,4 +1,4 @@
-"""Gossip in virtual time: replicas in one process send each other layers, by the rules of `exchange.LayerGossip`."""
+"""Gossip in virtual time: replicas in one process draw near each other, by the rules of `exchange.LayerGossip`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 from asyncprop.exchange.due import Due
+from asyncprop.exchange.gossip import PERIOD
+from asyncprop.exchange.pair import FAIR_SHARE, Side, answer_share, moved_per_answer
 from asyncprop.exchange.peers import Peers, Topology
-from asyncprop.exchange.weights import Weights, share
 from asyncprop.simulate.costs import LayerCosts
 from asyncprop.simulate.groups import Group
 from asyncprop.simulate.virtual_time import VirtualTime
 
 
 class Gossip(Group):
-    """Sends each layer that has been updated to another replica. The sum of weights stays the same.
+    """Sends each layer that has been updated to another replica, which draws near it and answers. The mean stays.
 
-    Which layers are due, to whom they go and how they are merged is what `exchange` has. What differs: each replica
-    sends one layer after the other, without messages of several, and sends on as soon as the last has arrived.
+    Which layers are due, to whom they go and how far both move is what `exchange` has. What differs: each replica
+    sends one layer after the other, without messages of several, and sends on as soon as the answer has arrived.
 
     Args:
         time, costs, ranks: as for all groups.
         topology, period, probability, seed: as for `LayerGossip`.
 
     Attributes:
-        weights: of each rank, by layer.
         merges: layers that have arrived.
     """
 
@@ -37,22 +37,21 @@ class Gossip(Group):
         ranks: int,
         *,
         topology: Topology = "uniform",
-        period: int = 1,
+        period: int = PERIOD,
         probability: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__(time, costs, ranks)
         layers = len(costs.forward_s)
-        self.weights = [Weights(layers) for _ in range(ranks)]
         self.merges = 0
         self._updates = [[0] * layers for _ in range(ranks)]
         self._due = [
-            Due(updates, weights, period=period, probability=probability, seed=f"{seed} {rank}")
-            for rank, (updates, weights) in enumerate(zip(self._updates, self.weights, strict=True))
+            Due(updates, period=period, probability=probability, seed=f"{seed} {rank}")
+            for rank, updates in enumerate(self._updates)
         ]
         self._peers = [Peers(topology, seed + rank) for rank in range(ranks)]
         self._calls = [time.condition() for _ in range(ranks)]
-        self._sending = 0
+        self._asking = [0] * ranks  # questions that each has out: at most one
         self._is_meeting = False
 
     def landed(self, rank: int, layer: int) -> None:
@@ -70,22 +69,19 @@ class Gossip(Group):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Let all replicas have the weighted mean of each layer, the mean of all buffers, and weight 1 each.
+        """Let all replicas have the mean of each layer, and of all buffers.
 
-        What is on its way arrives; nothing else leaves, as in the real meeting.
+        What is on its way arrives; nothing else leaves.
         """
         self._is_meeting = True
         with self.changed:
-            self.changed.wait_for(lambda: not self._sending)
-        held = [weights.all() for weights in self.weights]
+            self.changed.wait_for(lambda: not any(self._asking))
         for layer in range(len(self.costs.forward_s)):
-            shares = [share(held, layer, rank) for rank in range(self.ranks)]
             for same in zip(*(self._tensors_of(rank, layer) for rank in range(self.ranks)), strict=True):
-                value = sum(tensor * part for tensor, part in zip(same, shares, strict=True))
+                value = torch.stack(same).mean(0)
                 for tensor in same:
                     tensor.copy_(value)
-        for weights, updates in zip(self.weights, self._updates, strict=True):
-            weights.reset()
+        for updates in self._updates:
             updates[:] = [0] * len(updates)
         super().settle()
         self._is_meeting = False
@@ -111,21 +107,25 @@ class Gossip(Group):
                 return
             peer = self._peers[rank].choose(rank, others, others)
             assert peer is not None
-            self._sending += 1
+            self._asking[rank] = 1
             self._due[rank].sent(layer)
-            weight = self.weights[rank].give(layer)
             values = [tensor.clone() for tensor in self._tensors_of(rank, layer)]
             self.sleep(self.costs.transfer_s[layer])
-            self._merge(peer, layer, values, weight)
+            self._draw_near(peer, layer, values)
+            self.sleep(self.costs.transfer_s[layer])
+            for tensor, answer in zip(self._tensors_of(rank, layer), values, strict=True):
+                tensor.add_(answer)
             with self.changed:
-                self._sending -= 1
+                self._asking[rank] = 0
                 self.changed.notify_all()
 
     @torch.no_grad()
-    def _merge(self, rank: int, layer: int, values: list[Tensor], weight: float) -> None:
-        towards = self.weights[rank].take(layer, weight)
+    def _draw_near(self, rank: int, layer: int, values: list[Tensor]) -> None:
+        """Move a rank's layer towards the values, which become the answer."""
+        asker, asked = Side(FAIR_SHARE), Side(FAIR_SHARE, besides=self._asking[rank])
         for tensor, value in zip(self._tensors_of(rank, layer), values, strict=True):
-            tensor.add_(value - tensor, alpha=towards)
+            value.sub_(tensor).mul_(-answer_share(asker, asked))
+            tensor.add_(value, alpha=moved_per_answer(asker, asked))
         self.merges += 1
 
     def _tensors_of(self, rank: int, layer: int) -> list[Tensor]:
