@@ -32,7 +32,7 @@ TAKES_WEIGHT = ("kill", "freeze")
 """What a rank that is killed, or left out, holds goes with it."""
 
 ROUNDING = 1e-9
-"""Of sums of weights, which thousands of messages have halved and added up."""
+"""Of sums of weights, which joins have halved."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,16 @@ from asyncprop.testing import TINY
 _SEEDING = threading.Lock()  # the random state is the process's
 
 
+class Held(threading.Event):
+    """What the send thread waits for: whoever sets it, it sleeps until it is released."""
+
+    def set(self) -> None:
+        pass
+
+    def release(self) -> None:
+        super().set()
+
+
 class Rank:
     """One rank: its members, its model, its exchange. No engine: a test says itself what has landed."""
 
@@ -61,7 +71,7 @@ class Rank:
 
     def hold(self) -> None:
         """Let the send thread sleep from here on: the test sends."""
-        self._held, self.shared.due = self.shared.due, threading.Event()
+        self._held, self.shared.due = self.shared.due, Held()
 
     def send(self) -> None:
         """Send what is due now, and wait until it is answered."""
@@ -83,6 +93,7 @@ class Rank:
         if self._held:
             self.shared.is_closed = True
             self._held.set()
+            self.shared.due.release()
         self.gossip.close()
         self.members.close()
         assert not self.failures

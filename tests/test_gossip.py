@@ -126,7 +126,9 @@ def test_a_message_of_before_a_meeting_is_not_merged_after_it() -> None:
         ranks[0].gossip._sender.send_due()
         settle(ranks)
         assert ranks[0].gossip.tally.lost == 1
-        ranks[1].wait(lambda: ranks[1].gossip.tally.late == 1, "the message did not come")
+        here = ranks[0].shared.neighbours[1]
+        ranks[0].wait(lambda: here.is_ready, "it was not told that its question came too late")
+        assert ranks[1].gossip.tally.late == 1
         assert all(torch.equal(rank.values(), torch.full_like(rank.values(), 0.5)) for rank in ranks)
         assert all(rank.weight == 1.0 for rank in ranks)
 
@@ -155,6 +157,34 @@ def test_a_link_that_is_cut_heals_and_nothing_is_lost_or_doubled(arrives: bool) 
         ranks[0].land_all()
         ranks[0].send()
         assert ranks[1].gossip.tally.messages_merged == 1 + arrives
+
+
+def test_a_rank_that_was_taken_for_dead_gets_its_answer_when_it_is_back() -> None:
+    with world(2, period=1) as ranks:
+        spread(ranks)
+        here, there = ranks[0].shared.neighbours[1], ranks[1].shared.neighbours[0]
+        there.link.send = lambda message, slot: None  # the answer is lost
+        ranks[0].land_all()
+        ranks[0].gossip._sender.send_due()
+        ranks[1].wait(lambda: ranks[1].gossip.tally.messages_merged == 1, "the message did not come")
+        ranks[1].members._mark(0, alive=False)
+        ranks[1].wait(lambda: there.thread is None, "its thread goes on")
+        assert here.out is not None
+        ranks[1].members._mark(0, alive=True)
+        ranks[0].wait(lambda: here.out is None, "the answer did not come again")
+        for rank in ranks:
+            assert torch.equal(rank.values(), torch.full_like(rank.values(), 0.5))
+
+
+def test_what_a_dead_rank_asked_counts_as_out_no_more() -> None:
+    with world(2, period=1) as ranks:
+        ranks[1].shared.begin_meeting()  # it holds what comes
+        ranks[0].land_all()
+        ranks[0].gossip._sender.send_due()
+        assert ranks[0].shared.questions_out == 1
+        ranks[0].members._mark(1, alive=False)
+        ranks[0].wait(lambda: ranks[0].shared.neighbours[1].thread is None, "its thread goes on")
+        assert ranks[0].shared.questions_out == 0
 
 
 @pytest.mark.parametrize("wire", ["exact", "bf16"])

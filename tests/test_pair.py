@@ -97,9 +97,12 @@ class Net:
             back.note_answer(Given(out.sequence, out.weight, [0], torch.empty(0)))
 
     def add(self, i: int, j: int) -> None:
-        """Let i add j's answer, if it has one."""
-        if self.is_answered(i, j):
+        """Let i add j's answer, if it has one; or hear that a meeting had settled its question."""
+        if self.nodes[i][j].out is None:
+            self.nodes[i][j].acknowledge(self.nodes[i][j].sequence)
+        elif self.is_answered(i, j):
             self.x[i] += self.answers[i, j] * self.w_asked(i, j) / self.w[i]
+            self.nodes[i][j].acknowledge(self.nodes[i][j].sequence)
             self.nodes[i][j].was_answered()
 
     def relink(self, i: int, j: int) -> None:
@@ -108,6 +111,10 @@ class Net:
             self.nodes[a][b].relink(self.nodes[b][a].merged)
         for a, b in ((i, j), (j, i)):
             self.add(a, b)
+
+    def lose(self, i: int, j: int) -> None:
+        """Let j take i for dead: its receiving thread ends. A new link will show that it is not."""
+        self.nodes[j][i].stop()
 
     def give(self, i: int, j: int) -> None:
         """Halve i's weight, as for a rank that joins: the sum is told of it."""
@@ -124,7 +131,7 @@ class Net:
 
 
 STEPS = st.tuples(
-    st.sampled_from(["ask", "merge", "add", "relink", "learn", "give"]), st.integers(0, 2), st.integers(0, 2)
+    st.sampled_from(["ask", "merge", "add", "relink", "lose", "learn", "give"]), st.integers(0, 2), st.integers(0, 2)
 )
 
 
@@ -174,6 +181,8 @@ def test_a_meeting_undoes_what_was_not_added_and_nothing_else() -> None:
     assert net.x == [0, Fraction(1, 2)]  # the answer is on its way
     net.meet()
     assert net.x == [0, 1]
+    net.add(0, 1)  # it comes too late
+    assert net.x == [0, 1]
     net.ask(0, 1)
     net.merge(0, 1)
     net.add(0, 1)
@@ -214,7 +223,7 @@ def test_buffers_are_as_many_as_are_out_at_once() -> None:
     neighbours = [Neighbour(rank, buffers) for rank in range(3)]
     for neighbour in neighbours:
         neighbour.link = object()  # type: ignore[assignment]
-        neighbour.ask([0], 1.0)
+        neighbour.acknowledge(neighbour.ask([0], 1.0))
         neighbour.was_answered()
     assert made == [3]
     for neighbour in neighbours:
@@ -222,17 +231,19 @@ def test_buffers_are_as_many_as_are_out_at_once() -> None:
     assert made == [3, 3, 3]
 
 
-def test_a_question_that_a_meeting_has_settled_keeps_its_buffer() -> None:
-    """It may still be leaving: nobody else may write there."""
+def test_a_question_that_a_meeting_has_settled_may_still_be_leaving() -> None:
+    """Nobody may write where it is, and nothing more is asked, until it has been received."""
     buffers = Buffers(lambda n: torch.zeros(n, dtype=torch.uint8), 3)
     neighbour = Neighbour(1, buffers)
     neighbour.link = object()  # type: ignore[assignment]
-    neighbour.ask([0], 1.0)
+    number = neighbour.ask([0], 1.0)
     sent = neighbour.sent
     assert neighbour.settle()
+    assert not neighbour.is_ready
     assert buffers.take() is not sent
-    neighbour.ask([0], 1.0)
-    assert neighbour.sent is sent
+    neighbour.acknowledge(number)  # as too late
+    assert neighbour.is_ready
+    assert buffers.take() is sent
 
 
 def test_shares_of_the_mean() -> None:

@@ -89,6 +89,7 @@ def spoilt(wire: Wire, parameters: dict[str, torch.Tensor], place: int, value: i
         (5, 0.0, "a question with weight 0.0"),
         (5, math.nan, "a question with weight nan"),
         (5, math.inf, "a question with weight inf"),
+        (5, 1.5, "a question with weight 1.5"),  # more than anybody has
         (6, -1, "-1 others out"),
         (7, 3, "3 layers"),
         (7, 0, "0 layers"),

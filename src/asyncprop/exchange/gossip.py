@@ -33,7 +33,7 @@ from asyncprop.exchange.receiver import Receiver
 from asyncprop.exchange.sender import Sender
 from asyncprop.exchange.shared import Shared
 from asyncprop.exchange.tally import GossipTally
-from asyncprop.exchange.transfer import pack_state, unpack_state
+from asyncprop.exchange.transfer import copy_of, pack_state, unpack_state
 from asyncprop.exchange.wire import Wire, WireType, check_identity
 
 BUCKET_BYTES = 1 << 20
@@ -58,7 +58,7 @@ class LayerGossip(Exchange):
         period: a layer is sent at every so many of its updates. With 2 it is averaged once in an update, as each
             message moves two ranks. Raise it if the network is the bottleneck; replicas then differ more.
         probability: with which a layer whose turn it is is sent. Another way to send less.
-        bucket_bytes: layers are sent together until a message has so many bytes, or the batch is finished. Small
+        bucket_bytes: layers are sent together until a message would have more bytes, or the batch is finished. Small
             messages cost time of the workers (Python's lock); large ones leave later.
         wire: `"exact"`, or `"bf16"` to send half of the bytes, rounded.
         timeout_s: a rank that was not heard of for so long is dropped, and the others meet without it.
@@ -149,7 +149,8 @@ class LayerGossip(Exchange):
         with shared.changed:
             for rank, neighbour in shared.neighbours.items():
                 self.tally.lost += neighbour.settle()
-                if rank in told and (given := neighbour.undo(told[rank].get(shared.rank, 0))):
+                given = neighbour.undo(told[rank].get(shared.rank, 0) if rank in told else neighbour.merged)
+                if given:  # not of a rank that was left out, or died: nobody is left to add it
                     shared.undo(given)
         self._agree(shared)
         self._has_settled = True
@@ -246,16 +247,17 @@ class LayerGossip(Exchange):
         """Return what a rank that joins starts with; None while this one has nothing to give."""
         shared = self._shared
         assert shared
-        met = shared.members.round
-        try:
-            state = pack_state(shared.replica.model, shared.replica.optimizer)
-        except RuntimeError:
-            return None  # a worker has just made a parameter's state: the next look will do
         with shared.changed:
-            if shared.is_meeting or shared.is_closed or shared.members.round != met:
-                return None  # what was packed is of a time before the others met: the next look will do
+            if shared.is_meeting or shared.is_closed:
+                return None  # the next look will do
+            model = copy_of(shared.replica.model)  # with what it weighs: no message comes between
             shared.weight /= 2
             weight, meetings = shared.weight, shared.meetings
+        try:
+            state = pack_state(model, shared.replica.optimizer)
+        except RuntimeError:  # a worker has just made a parameter's state: the next look will do
+            self._take_back({"weight": weight, "meetings": meetings})
+            return None
         return {
             "rank": shared.rank,
             "identity": shared.wire.identity,

@@ -1,11 +1,12 @@
 """Neighbour: another member as this rank knows it: the link to it, what was asked of it, and what it was answered.
 
-One question at most is out to a neighbour: the next may go when the answer has been added. So one that is slow gets
-newer values instead of a queue of old ones. The answerer keeps its last answer until the next question, which tells
-that it has arrived. After a link was cut, each side says which question of the other's it merged last: one that is
-later was lost and is forgotten; else its answer is sent again. At a meeting all is settled: what was not answered is
-forgotten, and what was answered and not added is undone by the answerer. So the sum of all values is kept, however
-often links break.
+One question at most is out to a neighbour: the next may go when the last has been acknowledged, by its answer or as
+too late for one. So one that is slow gets newer values instead of a queue of old ones; and when a question comes, the
+answer to the one before has been received, so no two ranks can wait for each other to receive. The answerer keeps its
+last answer until the next question. After a link was cut, each side says which question of the other's it merged last:
+one that is later was lost and is forgotten; else its answer is sent again. At a meeting all is settled: what was not
+answered is forgotten, and what was answered and not added is undone by the answerer. So the sum of all values is kept,
+however often links break.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Neighbour:
         given: the last answer to it, until it is known to have arrived.
         sequence: number of the last question to it.
         answered: number of the last of them that needs no answer any more.
+        acknowledged: number of the last of them that the neighbour has received, or never will.
         merged: number of its last question that was merged here.
         refused: whether it has sent garbage: nothing more is taken from it.
         sent: the question that is out, in bytes; the send thread's.
@@ -67,7 +69,7 @@ class Neighbour:
         self.link: Link | None = None
         self.out: Out | None = None
         self.given: Given | None = None
-        self.sequence = self.answered = self.merged = 0
+        self.sequence = self.answered = self.acknowledged = self.merged = 0
         self.refused = False
         self.thread: threading.Thread | None = None
         self._buffers = buffers
@@ -81,13 +83,12 @@ class Neighbour:
     def stop(self) -> None:
         """Note that its thread ends, and give the buffers up: ranks that have died must not cost memory."""
         self.thread = None
-        self.given = None
         self.sent = self.received = self.answer = NO_BYTES
 
     @property
     def is_ready(self) -> bool:
         """Whether it may be asked."""
-        return self.link is not None and self.out is None
+        return self.link is not None and self.out is None and self.acknowledged == self.sequence
 
     def ask(self, layers: Sequence[int], weight: float) -> int:
         """Note a question, which is out from now on, and return its number; `sent` is a buffer to write it in."""
@@ -98,28 +99,34 @@ class Neighbour:
         self.out = Out(self.sequence, layers, weight, time.perf_counter())
         return self.sequence
 
+    def acknowledge(self, sequence: int) -> None:
+        """Note that the neighbour has received a question: its bytes may be written again."""
+        self.acknowledged = max(self.acknowledged, min(sequence, self.sequence))
+        if self.acknowledged == self.sequence and self.sent.numel():
+            self._buffers.give_back(self.sent)
+            self.sent = NO_BYTES
+
     def was_answered(self) -> float:
         """Note that what was out is answered, and return the seconds that took."""
         assert self.out
         seconds = time.perf_counter() - self.out.sent_at
         self.answered, self.out = self.out.sequence, None
-        self._give_back()
         return seconds
 
     def relink(self, merged: int) -> bool:
-        """Forget what is out if it was lost with the last link; tell whether it was.
+        """Forget what is out if it was lost with the last link; tell whether it was. Nothing is on its way any more.
 
         Args:
             merged: the last question of this rank's that the neighbour has merged; it merges no older one after that.
         """
+        self.acknowledge(self.sequence)
         if self.out is None or self.out.sequence <= merged:
             return False
         self.answered, self.out = self.out.sequence, None
-        self._give_back()
         return True
 
     def settle(self) -> bool:
-        """Forget what is out, at a meeting; tell whether anything was. The buffer may still be on its way."""
+        """Forget what is out, at a meeting; tell whether anything was. It may still be on its way."""
         was_out, self.out = self.out is not None, None
         self.answered = self.sequence
         return was_out
@@ -137,11 +144,6 @@ class Neighbour:
         """Keep an answer that was made where the question lay; what comes next is received elsewhere."""
         self.given, self.merged = given, given.sequence
         self.received, self.answer = self.answer, self.received
-
-    def _give_back(self) -> None:
-        if self.sent.numel():
-            self._buffers.give_back(self.sent)
-        self.sent = NO_BYTES
 
 
 class Buffers:

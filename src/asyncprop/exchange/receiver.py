@@ -71,14 +71,14 @@ class Receiver:
             hello, _ = shared.wire.read(neighbour.received, neighbour.rank)
             if hello.kind != Kind.HELLO:
                 raise Garbage(f"a message of kind {hello.kind} instead of a greeting")
+            if given := neighbour.given:  # before this rank asks anything by the new link; the last may have lost it
+                link.send(given.message, ANSWER)
             with shared.changed:
                 shared.tally.lost += neighbour.relink(hello.sequence)
                 if shared.is_closed:
                     return
-                neighbour.link, given = link, neighbour.given
+                neighbour.link = link
                 shared.changed.notify_all()
-            if given:  # it may have been lost with the last link
-                link.send(given.message, ANSWER)
             shared.due.set()
             while True:
                 self._take(link)
@@ -100,7 +100,7 @@ class Receiver:
                 shared.changed.notify_all()
             shared.due.set()
         elif header.kind == Kind.LAYERS:
-            link.wait_sent(ANSWER)  # before its buffer is received into again
+            link.wait_sent(ANSWER)  # it has been received (see `neighbour`); its bytes are written next
             link.send(self._merge(header, layers, values), ANSWER)
 
     def _merge(self, question: Header, layers: list[int], values: Values) -> Tensor:
@@ -152,6 +152,7 @@ class Receiver:
     def _add(self, answer: Header, layers: list[int], values: Values) -> None:
         """Add an answer to whatever the parameters are by now, unless it has been settled, or was added before."""
         shared, neighbour = self._shared, self._neighbour
+        neighbour.acknowledge(answer.sequence)
         out = neighbour.out
         if shared.is_meeting or answer.round != shared.members.round or not out or out.sequence != answer.sequence:
             return

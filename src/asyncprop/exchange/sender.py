@@ -19,7 +19,7 @@ MESSAGE = 0
 
 
 class Sender:
-    """Sends layers that have been updated; the newest values only, and to neighbours that have merged the last ones.
+    """Sends layers that have been updated; the newest values only, and to neighbours that have received the last ones.
 
     Args:
         shared: with the exchange's other threads.
@@ -65,12 +65,9 @@ class Sender:
         it is copied, so a layer may travel half updated.
         """
         shared, wire = self._shared, self._shared.wire
-        if (link := neighbour.link) is None:
-            return
-        with contextlib.suppress(LinkBroken):
-            link.wait_sent(MESSAGE)  # one that a meeting has settled may still be leaving
         with shared.changed:
-            if shared.is_meeting or neighbour.link is not link or not neighbour.is_ready:
+            link = neighbour.link
+            if shared.is_meeting or link is None or not neighbour.is_ready:
                 return
             besides = shared.questions_out
             number = neighbour.ask(layers, shared.weight)

@@ -57,8 +57,8 @@ class Shared:
 
     @property
     def questions_out(self) -> int:
-        """How many neighbours have not answered yet."""
-        return sum(neighbour.out is not None for neighbour in self.neighbours.values())
+        """How many neighbours are to answer yet; those that have gone are not counted."""
+        return sum(neighbour.out is not None and neighbour.link is not None for neighbour in self.neighbours.values())
 
     @torch.no_grad()
     def add(self, values: Values, factor: float) -> None:

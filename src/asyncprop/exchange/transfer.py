@@ -10,16 +10,24 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-def pack_state(model: nn.Module, optimizer: Optimizer) -> bytes:
-    """Return both as bytes, of a training that goes on meanwhile.
+def copy_of(model: nn.Module) -> dict[str, Any]:
+    """Return a copy of the model's state.
 
     The race that is harmless: layers may be copied half updated, as they may travel half updated in any message.
+    """
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in model.state_dict().items()
+    }
+
+
+def pack_state(model: dict[str, Any], optimizer: Optimizer) -> bytes:
+    """Return a model's state and its optimizer's as bytes; workers step the optimizer meanwhile.
 
     Raises:
         RuntimeError: if a worker made a new parameter's state at that very moment.
     """
     file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    torch.save({"model": model, "optimizer": optimizer.state_dict()}, file)
     return file.getvalue()
 
 

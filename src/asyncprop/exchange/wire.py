@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from asyncprop.engine.layers import Layer
+from asyncprop.exchange.pair import FAIR_SHARE
 
 PROTOCOL = 3
 """Raise it whenever what is sent, or what is done about it, changes: ranks of different protocols refuse each other."""
@@ -152,7 +153,7 @@ class Wire:
         layers: list[int] = buffer[HEADER_BYTES : HEADER_BYTES + 8 * header.layers].view(torch.int64).tolist()
         if len(set(layers)) < len(layers) or not all(0 <= layer < len(self._parts) for layer in layers):
             raise Garbage("a table of layers that this model has not")
-        if header.kind == Kind.LAYERS and not (0 < weight < math.inf and 0 <= header.besides < 1 << 31):
+        if header.kind == Kind.LAYERS and not (0 < weight <= FAIR_SHARE and 0 <= header.besides < 1 << 31):
             raise Garbage(f"a question with weight {weight} and {header.besides} others out")
         expected = HEADER_BYTES + _table_bytes(len(layers)) + sum(self._bytes[layer] for layer in layers)
         if header.length_bytes != expected or expected > buffer.numel():
