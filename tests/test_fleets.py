@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncprop.bench import fleets
+from asyncprop.bench import fleet_tables, fleets
 from asyncprop.bench.fleet_tables import fleets_markdown, plot_fleets, print_fleets
 from asyncprop.bench.fleets import Point, bench_fleets, best_of
 
@@ -20,14 +20,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_are_kept_and_each_method_has_its_best(small: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, told = tmp_path / "fleets.json", io.StringIO()
     found = bench_fleets("2", "ddp,layup", file, told)
-    assert len(found["runs"]) == 2 * (2 + 1)
+    seeds = fleets.SEEDS
+    assert len(found["runs"]) == 2 * (2 + (seeds - 1) + seeds)  # of the best point, the first seed is there
     assert json.loads(file.read_text()) == found
     monkeypatch.setattr(fleets, "_run", pytest.fail)  # all are there
     assert bench_fleets("2", "ddp,layup", file, told)["runs"] == found["runs"]
     best = best_of(found["runs"], "layup", 2)
     assert best
-    slowed = next(run for run in found["runs"] if run["method"] == "layup" and run["straggler"])
-    assert (slowed["lr"], slowed["momentum"]) == (best["lr"], best["momentum"])
+    for straggler in (False, True):
+        ours = [run for run in found["runs"] if run["method"] == "layup" and run["straggler"] is straggler]
+        same = [run for run in ours if (run["lr"], run["momentum"]) == (best["lr"], best["momentum"])]
+        assert [run["seed"] for run in same] == list(range(seeds))
     print_fleets(found, told)
     assert "µs per event" in told.getvalue()
     assert "Virtual seconds to 0.85" in fleets_markdown(found)
@@ -63,8 +66,8 @@ def test_runs_of_another_task_or_straggler_are_not_mixed_in(kept: Any, message: 
 
 def test_the_picture_says_what_was_not_reached(tmp_path) -> None:
     runs = [
-        {"method": method, "devices": count, "straggler": straggler, "best_metric": 0.5,
-         "time_to_target_s": None if (method, count) == ("ddp", 8) else 1.0 + straggler}
+        {"method": method, "devices": count, "straggler": straggler, "best_metric": 0.5, "seed": 0, "lr": 0.1,
+         "momentum": 0.0, "time_to_target_s": None if (method, count) == ("ddp", 8) else 1.0 + straggler}
         for method in ("ddp", "layup") for count in (3, 8) for straggler in (False, True)
     ]  # fmt: skip
     plot_fleets({"runs": runs, "task": {"target": 0.85}}, tmp_path / "fleets.svg")
@@ -84,14 +87,30 @@ def test_a_sweep_ends_where_smaller_steps_are_slower(small: None, monkeypatch: p
 
     monkeypatch.setattr(fleets, "_run", run)
     found = bench_fleets("2", "ddp", None, io.StringIO())
-    assert [(made["lr"], made["straggler"]) for made in found["runs"]] == [
-        (0.4, False), (0.2, False), (0.1, False), (0.2, True),
+    assert [(made["lr"], made["straggler"], made["seed"]) for made in found["runs"]] == [
+        (0.4, False, 0), (0.2, False, 0), (0.1, False, 0), (0.2, False, 1), (0.2, False, 2),
+        (0.2, True, 0), (0.2, True, 1), (0.2, True, 2),
     ]  # fmt: skip
+
+
+def test_cells_are_means_over_seeds_or_say_how_many_got_there() -> None:
+    reached = {"time_to_target_s": 2.0, "best_metric": 0.9, "diverged": False}
+    slower, missed = {**reached, "time_to_target_s": 4.0}, {**reached, "time_to_target_s": None, "best_metric": 0.5}
+    assert fleet_tables._time([reached, slower]) == "3.00 ± 1.41"
+    assert fleet_tables._time([reached]) == "2.00"
+    assert fleet_tables._time([reached, missed]) == "not reached (0.500) in 1 of 2"
+    assert fleet_tables._time([{**missed, "diverged": True}] * 2) == "diverged"
+    assert fleet_tables._time([]) == "–"
+
+
+def test_a_row_may_have_options() -> None:
+    point = Point("async-lu:compensation=attenuation", 8, False, 0.1, 0.0, 2)
+    assert (point.config().method, point.config().compensation, point.config().seed) == ("async-lu", "attenuation", 2)
 
 
 def test_a_straggler_is_a_rank_or_where_there_is_one_replica_a_worker() -> None:
     point: dict[str, Any] = {"devices": 3, "straggler": True, "lr": 0.1, "momentum": 0.0, "seed": 0}
-    delays = [Point(method=method, **point).config.delay for method in ("layup", "async-lu")]
+    delays = [Point(method=method, **point).config().delay for method in ("layup", "async-lu")]
     assert delays == ["rank=0,seconds=0.151", "worker=0,seconds=0.151"]
 
 
@@ -107,7 +126,9 @@ def test_a_run_that_diverges_is_told(small: None, monkeypatch: pytest.MonkeyPatc
     [
         ("two", None, "devices must be numbers >= 1"),
         ("0", None, "devices must be"),
-        ("2", "best", "methods must be some of"),
+        ("2", "best", "method must be one of"),
+        ("2", "layup:topology", "an option must be NAME:OPTION=VALUE"),
+        ("2", "layup:topology=star", "topology"),
         ("3,300", None, "devices must be at most the batches of an epoch, 256, for method ddp, .* .got 300."),
         ("257", "layup,post-local-sgd", "256, for method post-local-sgd"),
     ],

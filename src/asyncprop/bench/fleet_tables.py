@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, TextIO
 
 from asyncprop.bench.fleets import best_of
@@ -31,7 +31,7 @@ def fleets_markdown(found: dict[str, Any]) -> str:
 def plot_fleets(found: dict[str, Any], path: Path) -> None:
     """Draw each method's time to target against the number of devices; dashed with a straggler.
 
-    The legend says with how many devices the target was not reached.
+    Means over seeds. The legend says with how many devices some seed did not reach the target.
 
     Raises:
         ValueError: if the suffix is of no picture, or matplotlib is not installed.
@@ -41,9 +41,9 @@ def plot_fleets(found: dict[str, Any], path: Path) -> None:
 
     for place, method in enumerate(_methods(found)):
         for straggler in (False, True):
-            runs = [run for count in _devices(found) if (run := _run_of(found, method, count, straggler))]
-            reached = [(run["devices"], run["time_to_target_s"]) for run in runs if run["time_to_target_s"]]
-            missed = [str(run["devices"]) for run in runs if not run["time_to_target_s"]]
+            times = {count: _seconds(_runs_of(found, method, count, straggler)) for count in _devices(found)}
+            reached = [(count, fmean(seconds)) for count, seconds in times.items() if seconds]
+            missed = [str(count) for count, seconds in times.items() if seconds == []]
             label = f"{method}, a straggler" if straggler else method
             axes.plot(
                 [count for count, _ in reached], [seconds for _, seconds in reached], marker="osD^vP*X"[place % 8],
@@ -64,7 +64,7 @@ def plot_fleets(found: dict[str, Any], path: Path) -> None:
 
 def _tables(found: dict[str, Any]) -> Iterator[tuple[str, Table]]:
     target = f"{found['task']['target']:g}"
-    yield f"Virtual seconds to {target}", _times(found, straggler=False)
+    yield f"Virtual seconds to {target}, mean ± std over seeds", _times(found, straggler=False)
     yield (
         f"Virtual seconds to {target}, each step of one device or worker {found['straggler_s']:g} s longer; and over "
         "those without",
@@ -79,27 +79,42 @@ def _times(found: dict[str, Any], *, straggler: bool) -> Table:
     for count in _devices(found):
         cells = []
         for method in _methods(found):
-            run, alone = (_run_of(found, method, count, slowed) for slowed in (straggler, False))
-            cell = _time(run)
-            if straggler and run and alone and run["time_to_target_s"] and alone["time_to_target_s"]:
-                cell += f" ({run['time_to_target_s'] / alone['time_to_target_s']:.1f}x)"
+            runs = _runs_of(found, method, count, straggler)
+            cell, seconds, alone = _time(runs), _seconds(runs), _seconds(_runs_of(found, method, count, False))
+            if straggler and seconds and alone:
+                cell += f" ({fmean(seconds) / fmean(alone):.1f}x)"
             cells.append(cell)
         lines.append([str(count), *cells])
     return ["devices", *_methods(found)], lines
 
 
-def _time(run: Run | None) -> str:
-    if run is None:
+def _time(runs: list[Run]) -> str:
+    """Return what runs with different seeds took, or how many of them did not get there."""
+    seconds = _seconds(runs)
+    if seconds is None:
         return "–"
-    if run["time_to_target_s"] is None:
-        return "diverged" if run["diverged"] else f"not reached ({run['best_metric']:.3f})"
-    return f"{run['time_to_target_s']:.2f}"
+    if seconds:
+        return f"{fmean(seconds):.2f} ± {stdev(seconds):.2f}" if len(seconds) > 1 else f"{seconds[0]:.2f}"
+    missed = [run for run in runs if not run["time_to_target_s"]]
+    if all(run["diverged"] for run in missed):
+        said = "diverged"
+    else:
+        said = f"not reached ({fmean(run['best_metric'] for run in missed if not run['diverged']):.3f})"
+    return said if len(missed) == len(runs) else f"{said} in {len(missed)} of {len(runs)}"
+
+
+def _seconds(runs: list[Run]) -> list[float] | None:
+    """Return each run's time to target; none of them if one did not get there, and None if there are no runs."""
+    times = [run["time_to_target_s"] for run in runs]
+    if not runs:
+        return None
+    return times if all(times) else []
 
 
 def _choices(found: dict[str, Any]) -> Table:
     lines = []
     for count in _devices(found):
-        runs = [_run_of(found, method, count, False) for method in _methods(found)]
+        runs = [best_of(found["runs"], method, count) for method in _methods(found)]
         cells = [f"{run['lr']:g}, {run['momentum']:g}; {run['mean_staleness']:.1f}" if run else "–" for run in runs]
         lines.append([str(count), *cells])
     return ["devices", *_methods(found)], lines
@@ -125,12 +140,13 @@ def _costs(found: dict[str, Any]) -> Table:
     return ["method", "devices", "batches", "events per batch", "s", "ms per batch", "µs per event"], lines
 
 
-def _run_of(found: dict[str, Any], method: str, devices: int, straggler: bool) -> Run | None:
-    if not straggler:
-        return best_of(found["runs"], method, devices)
-    wanted = (method, devices, True)
-    runs = (run for run in found["runs"] if (run["method"], run["devices"], run["straggler"]) == wanted)
-    return next(runs, None)
+def _runs_of(found: dict[str, Any], method: str, devices: int, straggler: bool) -> list[Run]:
+    """Return the runs with the best learning rate and momentum, one for each seed."""
+    if not (best := best_of(found["runs"], method, devices)):
+        return []
+    names = ("method", "devices", "lr", "momentum")
+    wanted = (*(best[name] for name in names), straggler)
+    return [run for run in found["runs"] if (*(run[name] for name in names), run["straggler"]) == wanted]
 
 
 def _devices(found: dict[str, Any]) -> list[int]:

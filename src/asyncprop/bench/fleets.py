@@ -13,9 +13,10 @@ from typing import Any, TextIO
 
 import torch
 
-from asyncprop.config import SimulateConfig
+from asyncprop.config import SimulateConfig, resolve
 from asyncprop.engine import NonFiniteError
 from asyncprop.methods import METHODS
+from asyncprop.methods.compare import parse_variants
 from asyncprop.methods.session import Session
 from asyncprop.methods.train import Observer, train
 from asyncprop.runs import Run, create_run, environment, write_json
@@ -23,9 +24,11 @@ from asyncprop.simulate.session import SimulatedSession
 from asyncprop.trace import Step
 
 DEVICES = (3, 8, 32, 128, 256)
-METHOD_NAMES = "ddp,lapsgd,async-lu,layup"
-GRID = ((0.1, 0.9), (0.02, 0.9), (0.02, 0.0))
+METHOD_NAMES = "ddp,lapsgd,async-lu,async-lu:compensation=attenuation,layup"
+GRID = ((0.1, 0.9), (0.02, 0.9), (0.1, 0.0), (0.02, 0.0))
 """Learning rate and momentum, by falling lr / (1 - momentum): every method takes its best on each number of devices."""
+SEEDS = 3
+"""Of the best point: the others have the first seed only."""
 STRAGGLER_S = 0.151
 """By which each step of the straggler takes longer: ten passes of the costs."""
 TASK: dict[str, Any] = {
@@ -36,7 +39,7 @@ TASK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run."""
+    """One run; `method` is as `asyncprop compare` has it: `NAME`, or `NAME:OPTION=VALUE:...`."""
 
     method: str
     devices: int
@@ -45,15 +48,15 @@ class Point:
     momentum: float
     seed: int
 
-    @property
     def config(self) -> SimulateConfig:
         """How it is run: the straggler is a rank, or a worker where there is one replica."""
-        who = "rank" if METHODS[self.method].exchange else "worker"
+        (options,) = parse_variants(self.method).values()
+        who = "rank" if METHODS[options["method"]].exchange else "worker"
         delay = f"{who}=0,seconds={STRAGGLER_S}" if self.straggler else None
-        return SimulateConfig(
-            **TASK, method=self.method, devices=self.devices, lr=self.lr, momentum=self.momentum, seed=self.seed,
-            delay=delay, stop_at_target=True,
-        )  # fmt: skip
+        return resolve(SimulateConfig, {
+            **TASK, **options, "devices": self.devices, "lr": self.lr, "momentum": self.momentum, "seed": self.seed,
+            "delay": delay, "stop_at_target": True,
+        }, None)  # fmt: skip
 
 
 class Unwatched(Observer):
@@ -73,23 +76,24 @@ class Unwatched(Observer):
 
 
 def bench_fleets(devices: str | None, methods: str | None, file: Path | None, messages: TextIO) -> dict[str, Any]:
-    """Make the runs that are not made yet: without a straggler by every point of GRID, with one by the best of these.
+    """Make the runs that are not made yet: by every point of GRID, and by the best of them with SEEDS and a straggler.
 
     Args:
         devices: how many, separated by commas; None for DEVICES.
-        methods: names, separated by commas; None for METHOD_NAMES.
+        methods: as `asyncprop compare` has them; None for METHOD_NAMES.
         file: where results are kept after every run; those that are there are not made again.
         messages: where progress is told.
 
     Raises:
-        ValueError: if a number or a method is none, there are more devices than batches for ranks in step, or the file
-            keeps runs of another task or straggler.
+        ValueError: if a number or a row of methods is none, there are more devices than batches for ranks in step, or
+            the file keeps runs of another task or straggler.
     """
     counts = _numbers(devices) if devices else DEVICES
-    names = (methods or METHOD_NAMES).split(",")
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"methods must be some of {', '.join(METHODS)} (got {unknown[0]})")
-    _refuse_more_devices_than_batches(max(counts), names)
+    variants = parse_variants(methods or METHOD_NAMES)
+    names = list(variants)
+    _refuse_more_devices_than_batches(max(counts), [options["method"] for options in variants.values()])
+    for name in names:
+        Point(name, 1, False, 0.1, 0.0, 0).config()  # refuses wrong options before any run
     found = _kept(file)
     torch.set_num_threads(1)
     for point in _points(counts, names, found["runs"]):
@@ -104,8 +108,9 @@ def bench_fleets(devices: str | None, methods: str | None, file: Path | None, me
 
 
 def best_of(runs: list[dict[str, Any]], method: str, devices: int) -> dict[str, Any] | None:
-    """Return a method's best run without a straggler: the first to the target, or else the most accurate."""
-    ours = [run for run in runs if (run["method"], run["devices"], run["straggler"]) == (method, devices, False)]
+    """Return a method's best run, first seed, no straggler: the first to the target, or else the most accurate."""
+    wanted = (method, devices, False, 0)
+    ours = [run for run in runs if (run["method"], run["devices"], run["straggler"], run["seed"]) == wanted]
     return min(ours, key=lambda run: (_seconds(run), -run["best_metric"]), default=None)
 
 
@@ -152,7 +157,9 @@ def _points(devices: tuple[int, ...], methods: list[str], runs: list[dict[str, A
                 before = run["time_to_target_s"]
             best = best_of(runs, method, count)
             assert best
-            yield Point(method, count, True, best["lr"], best["momentum"], 0)
+            for straggler in (False, True):
+                for seed in range(SEEDS):
+                    yield Point(method, count, straggler, best["lr"], best["momentum"], seed)
 
 
 def _seconds(run: dict[str, Any]) -> float:
@@ -167,9 +174,9 @@ def _of(runs: list[dict[str, Any]], point: Point) -> dict[str, Any] | None:
 def _run(point: Point) -> dict[str, Any]:
     """Train until the target is reached, or to the end, and return what that took."""
     began = process_time()
-    session = SimulatedSession(point.config)
+    session = SimulatedSession(point.config())
     position, diverged = session.position, False
-    with tempfile.TemporaryDirectory() as folder, create_run(Path(folder) / "run", point.config) as run:
+    with tempfile.TemporaryDirectory() as folder, create_run(Path(folder) / "run", point.config()) as run:
         try:
             train(session, run, Unwatched())
         except NonFiniteError:
@@ -188,7 +195,8 @@ def _run(point: Point) -> dict[str, Any]:
 
 def _told(row: dict[str, Any]) -> str:
     time = f"{row['time_to_target_s']:.2f} s" if row["time_to_target_s"] else "not reached"
-    who = f"{row['method']}, {row['devices']} devices{', a straggler' if row['straggler'] else ''}"
+    straggler = ", a straggler" if row["straggler"] else ""
+    who = f"{row['method']}, {row['devices']} devices{straggler}, seed {row['seed']}"
     best, computing = f"best {row['best_metric']:.3f}", f"{row['computing_s']:.1f} s of computing"
     return f"{who}, lr {row['lr']:g}, momentum {row['momentum']:g}: {time}, {best} ({computing})"
 

@@ -138,7 +138,7 @@ def fleets(
 
     Args:
         devices: How many, separated by commas. Default: 3,8,32,128,256.
-        methods: Names from `asyncprop methods`. Default: ddp,lapsgd,async-lu,layup.
+        methods: As `asyncprop compare` has them. Default: ddp, lapsgd, async-lu without and with attenuation, layup.
         json: File that keeps the runs; given again, those in it are not made again.
         markdown: File to write the tables to, with how they were made.
         plot: Picture to draw: .svg, .png or .pdf.

@@ -154,8 +154,18 @@ def _target(asked: str | None, default: float) -> float | None:
 
 def _variants(config: CompareConfig) -> dict[str, dict[str, str]]:
     """Return the options of each row by its label: `NAME` or `NAME:OPTION=VALUE:...`."""
+    return parse_variants(config.methods)
+
+
+def parse_variants(methods: str) -> dict[str, dict[str, str]]:
+    """Return the options of each `NAME` or `NAME:OPTION=VALUE:...` by it; they are separated by commas.
+
+    Raises:
+        ValueError: if one is not of this form, or there twice.
+        KeyError: if a method is none.
+    """
     variants: dict[str, dict[str, str]] = {}
-    for label in config.methods.split(","):
+    for label in methods.split(","):
         name, *assignments = label.strip().split(":")
         get_method(name)
         options = {"method": name}
