@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,34 +267,43 @@ def test_predictions_stand_beside_measurements(monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan, "SHAPES", {"small": SMALL, "other": SMALL})
-    made = plan.bench_plan("small", rounds=2, seconds=1e-3, passes=4, messages=io.StringIO())
+    made = plan.bench_plan("small", plans=2, rounds=3, seconds=1e-3, passes=4, messages=io.StringIO())
     (row,) = made["rows"]
     labels = [choice["choice"] for choice in row["choices"]]
-    assert {"SGD, 1 intra-op thread", row["advised"], row["best"]} <= set(labels)
-    assert all(len(choice["rounds_s"]) == 2 for choice in row["choices"])
+    assert len(set(labels)) == len(labels)
+    assert {"SGD, 1 intra-op thread", row["best"], *(one["choice"] for one in row["advice"])} <= set(labels)
+    assert all([len(rounds) for rounds in choice["rounds_s"]] == [3, 3] for choice in row["choices"])
     assert row["best_s"] == min(choice["measured_s"] for choice in row["choices"])
     assert all(choice["planned_s"] > 0 for choice in row["choices"])
-    assert any(choice["tried"] for choice in row["choices"])
+    assert {choice["tried"] for choice in row["choices"]} <= {0, 1, 2}
+    assert sum(choice["tried"] for choice in row["choices"]) >= 2
     earlier = tmp_path / "plan.json"
     earlier.write_text(json.dumps({"rows": [{"name": "other"}, {"name": "small"}]}))
     assert plan.merge(made, earlier)["rows"] == [row, {"name": "other"}]
     assert plan.merge(made, None) is made
     stream = io.StringIO()
     print_plans(made, stream)
-    assert row["advised"] in stream.getvalue()
-    assert f"| small | {row['advised']} |" in plans_markdown(made)
+    assert row["best"] in stream.getvalue()
+    assert f"| small | {row['advice'][0]['choice']}" in plans_markdown(made)
 
 
-def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
-    choices = [Choice(Coupled(2, 1), 1.0, 0.5, "", 0), Choice(None, 2.0, 0.0, "", 0, measured=True)]
+def test_the_ratio_of_advice_is_a_median_of_all_rounds_and_plans() -> None:
+    workers = Choice(Coupled(2, 1), 1.0, 0.5, "", 0)
+    loop = Choice(None, 2.0, 0.0, "", 0, measured=True)
+    faster = replace(loop, seconds_per_batch=0.5)
     costs = LayerCosts((), (), (), ())
-    made = plan.figures(
-        SMALL, Plan((), costs, costs, 0, 0, tuple(choices), choices[1]), [[1.0, 2.0, 9.0], [2.0, 3.0, 9.0]]
-    )
-    assert (made["best"], made["best_s"], made["advised_s"]) == ("2 coupled workers", 2.0, 3.0)
-    assert made["ratio"] == 1.5  # the median of 2, 1.5 and 1
-    assert made["planned_s"] == 2.0
-    assert [(choice["planned_s"], choice["tried"]) for choice in made["choices"]] == [(1.0, False), (2.0, True)]
+    plans = [
+        Plan((), costs, costs, 0, 0, (workers, loop), loop),
+        Plan((), costs, costs, 0, 0, (faster, workers), faster),  # in another order
+        Plan((), costs, costs, 0, 0, (workers, loop), workers),
+    ]
+    made = plan.figures("small", plans, [[[1.0, 2.0], [2.0, 3.0]], [[9.0], [9.0]], [[2.0], [2.0]]])
+    assert (made["best"], made["best_s"], made["advised_s"]) == ("2 coupled workers", 2.0, 2.5)
+    assert [one["ratio"] for one in made["advice"]] == [1.25, 1.25, 1.0]  # the median of 2, 1.5, 1 and 1
+    assert (made["ratio"], made["worst_ratio"]) == (1.25, 1.25)
+    assert made["planned_s"] == 1.0
+    assert [(choice["planned_s"], choice["tried"]) for choice in made["choices"]] == [(1.0, 0), (2.0, 3)]
+    assert made["choices"][1]["rounds_s"] == [[2.0, 3.0], [9.0], [2.0]]
     stream = io.StringIO()
     print_plans({"rows": [made]}, stream)
     assert "planned: what the plan says: tried where it was tried, else predicted" in stream.getvalue()
@@ -301,6 +311,8 @@ def test_the_ratio_of_advice_is_a_median_of_rounds() -> None:
         ("command", "commit", "torch", "python", "cores", "processor", "started"), "x")}]})  # fmt: skip
     assert "| choice | planned (ms) | measured (ms) | planned / measured | staleness |" in text
     assert "| 2 coupled workers | 1000.00 | 2000.00 | 0.500 | 0.50 |" in text
+    advised = "SGD, 1 intra-op thread (2 of 3); 2 coupled workers (1 of 3)"
+    assert f"| small | {advised} | 2500.00 | 1000.00 | 2 coupled workers | 2000.00 | 1.250 | 1.250 |" in text
 
 
 def test_tracing_is_measured_against_free_running(monkeypatch: pytest.MonkeyPatch) -> None:

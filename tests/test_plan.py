@@ -1,7 +1,9 @@
 """Plans: costs are read off traces as made by hand, predictions are exact where they can be, and advice is honest."""
 
 import io
+from collections import Counter
 from dataclasses import replace
+from itertools import chain, repeat
 from statistics import fmean, stdev
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 import asyncprop as ap
 from asyncprop.engine import Coupled, Decoupled, LayerUpdate
-from asyncprop.simulate import Machine, advice, planning, read_costs
+from asyncprop.simulate import Machine, advice, planning, read_costs, trial
 from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
 from asyncprop.simulate.measure import costs_of
@@ -190,6 +192,25 @@ def test_auto_never_takes_more_lanes_than_cores(monkeypatch, second_s: float, ch
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = planning.plan_decoupled(model, cross_entropy, TINY["mlp"].batches(1), optimizer, LayerUpdate(), 4)
     assert (found.forward, found.backward, found.lanes) == (*chosen, 2)
+
+
+def test_choices_that_may_be_the_fastest_are_timed_three_times_as_often(monkeypatch) -> None:
+    """The first slices of the middle one are lucky: more slices show that it is slower than the first."""
+    calls: list[str] = []
+    seconds = {"a": repeat(1.0), "b": chain(repeat(0.95, trial.ROUNDS), repeat(1.2)), "c": repeat(1.5)}
+
+    def slice_of(trainer, choice: Choice, batches, least: int) -> float:
+        calls.append(choice.bound)
+        return next(seconds[choice.bound])
+
+    monkeypatch.setattr(trial, "_slice", slice_of)
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    choices = [replace(choice(1.0, 0.0, None), bound=name) for name in seconds]
+    found = trial.time_choices(model, optimizer, cross_entropy, TINY["mlp"].batches(1), LayerUpdate(), choices, 6)
+    assert found == [1.0, 1.2, 1.5]
+    assert Counter(calls) == {"a": 3 * trial.ROUNDS, "b": 3 * trial.ROUNDS, "c": trial.ROUNDS}
+    assert calls[: 2 * 3] == ["a", "b", "c", "b", "c", "a"]  # whoever is first changes
 
 
 def test_what_all_cores_busy_would_take_is_told_as_of_traced_passes(monkeypatch) -> None:

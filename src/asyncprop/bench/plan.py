@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -23,62 +24,87 @@ BURST = 6
 
 
 def bench_plan(
-    names: str | None, rounds: int, seconds: float, passes: int, messages: TextIO, file: Path | None = None
+    names: str | None,
+    plans: int,
+    rounds: int,
+    seconds: float,
+    passes: int,
+    messages: TextIO,
+    file: Path | None = None,
 ) -> dict[str, Any]:
-    """Plan for each workload, and measure all that the plan considers: in one process, in turn, round after round.
+    """Plan for each workload several times, and after each plan measure all that it considers, round after round.
+
+    Each plan, and each measuring, has a process of its own: luck that lasts as long as a process does not count twice.
 
     Args:
         names: of the workloads (SHAPES), separated by commas.
-        rounds: of measuring each choice; medians count.
+        plans: how often each workload is planned for.
+        rounds: of measuring each choice after each plan, in turn; medians over all of them count.
         seconds: length of one measurement.
-        passes: of the plan.
+        passes: of a plan.
         messages: where progress is told.
         file: to write the figures to after each workload; what it has of others is kept.
     """
     made: dict[str, Any] = {"rows": []}
     for workload in choose(names, SHAPES):
-        print(f"{workload.name} ...", file=messages, flush=True)
-        found = _in_a_process(workload, passes)
-        row = figures(workload, found, _measure(workload, found.choices, rounds, seconds))
+        found, measured = [], []
+        for number in range(plans):
+            print(f"{workload.name}, plan {number + 1} of {plans} ...", file=messages, flush=True)
+            found.append(_in_a_process(workload, passes))
+            measured.append(_measure(workload, found[-1].choices, rounds, seconds))
+        row = figures(workload.name, found, measured)
         made = merge({"rows": [*made["rows"], {**row, "environment": environment()}]}, file)
         if file:
             write_json(file, made)
     return made
 
 
-def figures(workload: Workload, found: Plan, measured: list[list[float]]) -> dict[str, Any]:
-    """Return a workload's figures: of each choice what was planned and measured, and the advised against the best.
+def figures(name: str, plans: Sequence[Plan], measured: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Return a workload's figures: of each choice what was planned and measured, and each advice against the best.
 
-    What was planned is the time of a choice's trial where it was `tried`, and predicted where not.
+    What was planned is the time of a choice's trial where it was `tried`, and predicted where not; the median plan's.
+    The best is the choice with the least median of all rounds. A plan's ratio is the median of all rounds' ratios,
+    those after other plans among them; the workload's is the median of the plans'.
 
     Args:
-        workload: of which.
-        found: the plan.
-        measured: seconds per batch of each of its choices, in their order, one per round.
+        name: of the workload.
+        plans: for it.
+        measured: after each plan, of each of its choices, in its order: seconds per batch, one per round.
     """
-    choices: list[dict[str, Any]] = [
-        {
-            "choice": choice.label,
-            "planned_s": choice.seconds_per_batch,
-            "tried": choice.measured,
-            "measured_s": median(rounds),
-            "staleness": choice.staleness,
-            "rounds_s": rounds,
-        }
-        for choice, rounds in zip(found.choices, measured, strict=True)
-    ]
-    advised = choices[found.choices.index(found.advice)]
-    best = min(choices, key=lambda choice: choice["measured_s"])
-    ratio = median(ours / theirs for ours, theirs in zip(advised["rounds_s"], best["rounds_s"], strict=True))
+    choices = [_figures_of(choice.label, plans, measured) for choice in plans[0].choices]
+    rounds = {choice["choice"]: [second for rounds in choice["rounds_s"] for second in rounds] for choice in choices}
+    best = min(choices, key=lambda choice: choice["measured_s"])["choice"]
+    advice = []
+    for one in plans:
+        advised = one.advice.label
+        ratios = [ours / theirs for ours, theirs in zip(rounds[advised], rounds[best], strict=True)]
+        planned = one.advice.seconds_per_batch
+        advice.append({"choice": advised, "planned_s": planned, "ratio": median(ratios)})
     return {
-        "name": workload.name,
-        "advised": advised["choice"],
-        "advised_s": advised["measured_s"],
-        "planned_s": advised["planned_s"],
-        "best": best["choice"],
-        "best_s": best["measured_s"],
-        "ratio": ratio,
+        "name": name,
+        "advice": advice,
+        "advised_s": median(median(rounds[one["choice"]]) for one in advice),
+        "planned_s": median(one["planned_s"] for one in advice),
+        "best": best,
+        "best_s": median(rounds[best]),
+        "ratio": median(one["ratio"] for one in advice),
+        "worst_ratio": max(one["ratio"] for one in advice),
         "choices": choices,
+    }
+
+
+def _figures_of(label: str, plans: Sequence[Plan], measured: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Return what all plans and rounds say of one choice."""
+    places = [[choice.label for choice in plan.choices].index(label) for plan in plans]
+    said = [plan.choices[place] for plan, place in zip(plans, places, strict=True)]
+    rounds = [list(choices[place]) for choices, place in zip(measured, places, strict=True)]
+    return {
+        "choice": label,
+        "planned_s": median(choice.seconds_per_batch for choice in said),
+        "tried": sum(choice.measured for choice in said),
+        "measured_s": median(chain.from_iterable(rounds)),
+        "staleness": median(choice.staleness for choice in said),
+        "rounds_s": rounds,
     }
 
 

@@ -163,8 +163,9 @@ def fleets(
 def plan(
     *,
     workloads: str | None = None,
-    rounds: AtLeastOne = 6,
-    seconds: Seconds = 0.8,
+    plans: AtLeastOne = 3,
+    rounds: AtLeastOne = 4,
+    seconds: Seconds = 0.35,
     passes: Batches = 24,
     json: JsonFile = None,
     markdown: Path | None = None,
@@ -172,8 +173,9 @@ def plan(
     """Measure every choice of threads that a plan considers, and set the advised one beside the best.
 
     Args:
-        workloads: Names, separated by commas. Default: all, which takes a quarter of an hour and more.
-        rounds: How often every choice is measured, in turn; medians are taken.
+        workloads: Names, separated by commas. Default: all, which takes half an hour.
+        plans: How often each workload is planned for; the median plan counts, and the worst is told.
+        rounds: How often every choice is measured after each plan, in turn; medians are taken.
         seconds: Length of one measurement.
         passes: Timed for each measurement of the plan.
         json: File to write the figures to; what it has of other workloads is kept.
@@ -183,7 +185,7 @@ def plan(
     from asyncprop.report.plans import plans_markdown, print_plans
 
     def measure() -> Figures:
-        return bench_plan(workloads, rounds, seconds, passes, sys.stderr, json)
+        return bench_plan(workloads, plans, rounds, seconds, passes, sys.stderr, json)
 
     return _bench(measure, print_plans, json, markdown, plans_markdown)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from asyncprop.report.tables import Columns, cells, markdown_table, print_table, provenance
 
 ADVICE: Columns = {
     "workload": lambda row: str(row["name"]),
-    "advised": lambda row: str(row["advised"]),
+    "advised": lambda row: _advised(row["advice"]),
     "ms": lambda row: f"{1e3 * row['advised_s']:.2f}",
     "planned": lambda row: f"{1e3 * row['planned_s']:.2f}",
     "best": lambda row: str(row["best"]),
     "best ms": lambda row: f"{1e3 * row['best_s']:.2f}",
     "advised / best": lambda row: f"{row['ratio']:.3f}",
+    "worst plan": lambda row: f"{row['worst_ratio']:.3f}",
 }
 CHOICES: Columns = {
     "choice": lambda row: str(row["choice"]),
@@ -39,10 +42,18 @@ def plans_markdown(figures: dict[str, Any]) -> str:
     rows = figures["rows"]
     parts = [
         "# What a plan advises beside the best of what it considers\n\nms per batch of the whole machine, medians over "
-        f"rounds in turn; the ratio is the median of the rounds' ratios; {PLANNED}\n",
+        f"rounds in turn; the ratio is the median plan's, and a plan's that of all rounds; {PLANNED}\n",
         markdown_table(list(ADVICE), cells(ADVICE, rows)),
     ]
     for row in rows:
         parts.append(f"## {row['name']}\n\n{markdown_table(list(CHOICES), cells(CHOICES, row['choices']))}")
         parts.append(f"{provenance(row['environment'])}\n")
     return "\n".join(parts)
+
+
+def _advised(advice: Sequence[dict[str, Any]]) -> str:
+    """Return what was advised; how often, if plans differ."""
+    counts = Counter(one["choice"] for one in advice)
+    if len(counts) == 1:
+        return str(advice[0]["choice"])
+    return "; ".join(f"{choice} ({count} of {len(advice)})" for choice, count in counts.most_common())

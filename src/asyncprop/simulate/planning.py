@@ -67,7 +67,8 @@ def plan(
 ) -> Plan:
     """Measure forward and backward passes and updates by layer, predict each choice of workers, and try the best ones.
 
-    Takes about 10 × `passes` training steps. Neither model nor optimizer is changed. For models on the CPU.
+    Takes about 10 × `passes` training steps, and twice as many where several choices are about as fast. Neither model
+    nor optimizer is changed. For models on the CPU.
 
     Args:
         model, loss_fn, optimizer: as for `asyncprop.Engine`; SGD with momentum if no optimizer is given.
