@@ -16,7 +16,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("faults") / "run"
     with command(
         "digits", "--method", "layup", "--ranks", "3", "--replacements", "1", "--timeout-s", "1", "--epochs", "100000",
-        "--batch-size", "8", "--out", str(out),
+        "--batch-size", "8", "--lr", "0.02", "--out", str(out),
     ) as train:  # fmt: skip
         train.read_epochs(1)
         os.kill(train.pid_of(0), signal.SIGKILL)
