@@ -139,14 +139,14 @@ class Receiver:
         back, per_answer = answer_share(asker, asked), moved_per_answer(asker, asked)
         device = shared.replica.device
         with device.use(shared.stream):
-            for name, value in values:
-                parameter = shared.parameters[name].data
-                answer = value.to(parameter.device, parameter.dtype, non_blocking=True)
-                answer.sub_(parameter).mul_(-back)
-                rounded = answer.to(value.dtype)
-                parameter.add_(rounded.to(parameter.dtype), alpha=per_answer)
-                if rounded is not value:
-                    value.copy_(rounded, non_blocking=True)
+            parameters, answers = shared.beside(values)
+            torch._foreach_sub_(answers, parameters)
+            torch._foreach_mul_(answers, -back)
+            for (_, value), answer in zip(values, answers, strict=True):
+                if answer is not value:
+                    value.copy_(answer, non_blocking=True)
+                    answer.copy_(value, non_blocking=True)  # as rounded as what travels
+            torch._foreach_add_(parameters, answers, alpha=per_answer)
             device.finish(shared.stream)
 
     def _add(self, answer: Header, layers: list[int], values: Values) -> None:

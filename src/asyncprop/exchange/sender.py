@@ -77,8 +77,9 @@ class Sender:
                 shared.tally.superseded += max(0, self._due.sent(layer) - 1)
             device = shared.replica.device
             with device.use(shared.stream):
-                for name, value in itertools.chain.from_iterable(wire.values(message, layers)):
-                    value.copy_(shared.parameters[name].data, non_blocking=True)
+                values = list(itertools.chain.from_iterable(wire.values(message, layers)))
+                parameters = [shared.parameters[name].data for name, _ in values]
+                torch._foreach_copy_([value for _, value in values], parameters, non_blocking=True)
                 device.finish(shared.stream)
             shared.tally.sent(message.numel())
             shared.changed.notify_all()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from asyncprop.engine.exchange import Replica
@@ -65,10 +66,18 @@ class Shared:
         """Add an answer's values, times `factor`, to the parameters. Whoever calls holds the lock."""
         device = self.replica.device
         with device.use(self.stream):
-            for name, value in values:
-                parameter = self.parameters[name].data
-                parameter.add_(value.to(parameter.device, parameter.dtype, non_blocking=True), alpha=factor)
+            parameters, added = self.beside(values)
+            torch._foreach_add_(parameters, added, alpha=factor)
             device.finish(self.stream)
+
+    def beside(self, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters, and the values where these are and of their type: the same tensors if they are.
+
+        For calls that take many tensors: each call of its own would take Python's lock from the workers.
+        """
+        parameters = [self.parameters[name].data for name, _ in values]
+        pairs = zip(values, parameters, strict=True)
+        return parameters, [value.to(own.device, own.dtype, non_blocking=True) for (_, value), own in pairs]
 
     def undo(self, given: Given) -> None:
         """Take back what an answer has moved the parameters by. Whoever calls holds the lock."""

@@ -164,7 +164,8 @@ class Wire:
 def check_finite(values: Values) -> None:
     """Raise Garbage if any value is not a finite number: one NaN would spread to every rank."""
     for name, tensor in values:
-        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+        wide = torch.promote_types(tensor.dtype, torch.float32)  # 16 bits would overflow
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=wide).item()):
             raise Garbage(f"values of {name} that are not finite")
 
 
