@@ -56,7 +56,7 @@ class Options(BaseModel):
         None, description="With which a layer that is to be sent is sent. Default: 1."
     )
     bucket_bytes: Count | None = Field(
-        None, description="Layers are gossiped together in messages of at most so many bytes. Default: 1 MiB."
+        None, description="Layers are gossiped together in messages of at most so many bytes. Default: 4 MiB."
     )
     wire: Literal["exact", "bf16"] | None = Field(
         None, description="bf16 halves what gossip sends, and rounds what it brings. Default: exact."
