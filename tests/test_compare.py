@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from asyncprop.config import CompareConfig
-from asyncprop.methods.compare import TUNE_SEED, RunFailedError, _make, _plan, _variants, compare
+from asyncprop.methods.compare import TUNE_SEED, RunFailedError, _make, _plan, compare, parse_variants
 from asyncprop.methods.tune import parse_grid, points
 from asyncprop.report.rows import comparison
 from asyncprop.report.tables import comparison_markdown, print_comparison
@@ -20,7 +20,7 @@ SMALL = {"task": "digits", "epochs": 2, "train_samples": 320, "test_samples": 10
 
 def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
     config = CompareConfig(methods="sgd,async-lu, async-bu:momentum=0.5:lr=0.1", seeds=3, **SMALL)
-    plan = list(_plan(config, _variants(config), tmp_path))
+    plan = list(_plan(config, parse_variants(config.methods), tmp_path))
     first = "async-bu:momentum=0.5:lr=0.1"
     assert [(planned.label, planned.config.seed) for planned in plan] == [
         ("sgd", 0), ("async-lu", 0), (first, 0),
@@ -75,7 +75,7 @@ def test_a_comparison_is_made_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has", ["result.json", "checkpoint", "neither"])
 def test_a_folder_of_another_run_is_neither_kept_nor_gone_on_with_nor_removed(tmp_path: Path, has: str) -> None:
     config = CompareConfig(methods="sgd", seeds=1, **SMALL)
-    planned = next(_plan(config, _variants(config), tmp_path))
+    planned = next(_plan(config, parse_variants(config.methods), tmp_path))
     create_run(planned.folder, planned.config.model_copy(update={"lr": 0.3})).close()
     if has == "result.json":
         (planned.folder / has).write_text('{"best_metric": 0.5}')

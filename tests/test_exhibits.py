@@ -12,7 +12,7 @@ from asyncprop.config import CompareConfig, TrainConfig, resolve
 from asyncprop.exhibits import DRAWN, EXHIBITS, STUDIES, choose, name_of
 from asyncprop.exhibits.reproduce import Request, reproduce
 from asyncprop.exhibits.scales import SCALES, get_scale
-from asyncprop.methods.compare import _plan, _variants
+from asyncprop.methods.compare import _plan, parse_variants
 from asyncprop.report import exhibits as show
 from asyncprop.report.exhibits import Found
 from asyncprop.report.files import read_paths
@@ -74,7 +74,7 @@ def test_every_study_can_be_run_at_every_scale(name: str, scale: str, tmp_path: 
         given = {**size.options(study.kind, is_real=is_real), "task": study.stand_in, "seeds": 1,
                  "methods": ",".join(study.methods).format(ranks=size.ranks)}  # fmt: skip
         config = resolve(CompareConfig, given, None)
-        plan = list(_plan(config, _variants(config), tmp_path))
+        plan = list(_plan(config, parse_variants(config.methods), tmp_path))
         assert len(plan) == len(study.methods)
         assert all(isinstance(planned.config, TrainConfig) for planned in plan)
 

@@ -66,7 +66,7 @@ class Agreement:
         Nothing is written: if a member dies at it, the others begin again without that member, from the same values.
 
         Args:
-            layers: whose parameters they are; the others' are left out.
+            layers: of the model.
             parameters: by name; those of no layer are left out.
             buffers: by name. Those of members without any weight do not count.
             weight: this rank's; it has none if a parameter is not finite.

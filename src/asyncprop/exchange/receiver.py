@@ -145,6 +145,7 @@ class Receiver:
             for (_, value), answer in zip(values, answers, strict=True):
                 if answer is not value:
                     value.copy_(answer, non_blocking=True)
+                if answer.dtype != value.dtype:
                     answer.copy_(value, non_blocking=True)  # as rounded as what travels
             torch._foreach_add_(parameters, answers, alpha=per_answer)
             device.finish(shared.stream)

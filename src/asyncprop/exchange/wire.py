@@ -63,6 +63,12 @@ class Header:
     length_bytes: int = HEADER_BYTES
 
 
+WEIGHT_AT = 1 + [field.name for field in fields(Header)].index("weight")
+LAYERS_OF = {Kind.HELLO: (0, 0), Kind.LAYERS: (1, 1 << 31), Kind.MERGED: (0, 1 << 31)}
+"""How many layers a message of each kind has: the least, and the most."""
+assert 8 * (1 + len(fields(Header))) == HEADER_BYTES
+
+
 class Wire:
     """The layout of one model's layers in messages.
 
@@ -147,7 +153,7 @@ class Wire:
             raise Garbage("not a message of asyncprop's")
         if header.digest != self.digest:
             raise Garbage("another model's layers, or another protocol")
-        least, most = MAY_HAVE[Kind(header.kind)]
+        least, most = LAYERS_OF[Kind(header.kind)]
         if not least <= header.layers <= min(most, len(self._parts)):
             raise Garbage(f"{header.layers} layers in a message of kind {header.kind}")
         layers: list[int] = buffer[HEADER_BYTES : HEADER_BYTES + 8 * header.layers].view(torch.int64).tolist()
@@ -206,9 +212,3 @@ class _Part:
 
 def _table_bytes(layers: int) -> int:
     return -(-8 * layers // ALIGNMENT) * ALIGNMENT
-
-
-WEIGHT_AT = 1 + [field.name for field in fields(Header)].index("weight")
-MAY_HAVE = {Kind.HELLO: (0, 0), Kind.LAYERS: (1, 1 << 31), Kind.MERGED: (0, 1 << 31)}
-"""Layers, from one number to another."""
-assert 8 * (1 + len(fields(Header))) == HEADER_BYTES

@@ -59,7 +59,7 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
         raise ValueError("stop-at-target must have a number as target, and nothing to tune: what is best is not sought")
     out = out or Path("compare") / time.strftime(f"%Y%m%d-%H%M%S-{config.task}")
     grid = parse_grid(config.tune) if config.tune else {}
-    list(_plan(config, _variants(config), out))  # refuses what can't be run
+    list(_plan(config, parse_variants(config.methods), out))  # refuses what can't be run
     _open_folder(out, config)
     console = Console(file=messages, quiet=quiet, highlight=False)
     variants, tuning = _tune(config, grid, out, console)
@@ -103,7 +103,7 @@ def _tune(
     Returns:
         The variants, with what was chosen; and, by label, what every point of the grid reached.
     """
-    variants = _variants(config)
+    variants = parse_variants(config.methods)
     common = _common(config)
     found: dict[str, list[dict[str, Any]]] = {label: [] for label in variants}
     sweeps = {label: list(points(grid, options)) for label, options in variants.items()}
@@ -152,17 +152,11 @@ def _target(asked: str | None, default: float) -> float | None:
     return target
 
 
-def _variants(config: CompareConfig) -> dict[str, dict[str, str]]:
-    """Return the options of each row by its label: `NAME` or `NAME:OPTION=VALUE:...`."""
-    return parse_variants(config.methods)
-
-
 def parse_variants(methods: str) -> dict[str, dict[str, str]]:
     """Return the options of each `NAME` or `NAME:OPTION=VALUE:...` by it; they are separated by commas.
 
     Raises:
-        ValueError: if one is not of this form, or there twice.
-        KeyError: if a method is none.
+        ValueError: if one is not of this form, or there twice, or a method is none.
     """
     variants: dict[str, dict[str, str]] = {}
     for label in methods.split(","):
