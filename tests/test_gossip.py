@@ -1,7 +1,9 @@
 """Gossip: ranks in threads of one process, over real links. What is asserted holds in whatever order threads run."""
 
+import dataclasses
 import logging
 import math
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch.distributed import HashStore
 
 import asyncprop as ap
+from asyncprop.engine.layers import find_layers
 from asyncprop.exchange.wire import Header, Kind
 from asyncprop.testing import TINY, FakeDevice, cross_entropy, same_state
 from gossip_world import Rank, at_once, linked, settle, spread, world
@@ -218,10 +221,9 @@ def garbage_of(rank: Rank, kind: str) -> None:
     neighbour = rank.shared.neighbours[0]
     wire = rank.shared.wire
     neighbour.ask([0], rank.weight)
-    message = wire.write(neighbour.sent, Header(Kind.LAYERS, rank.rank, 1, rank.members.round, rank.weight), [0])
-    for name, value in wire.values(message, [0])[0]:
+    message = wire.write(neighbour.sent, Header(Kind.CHUNKS, rank.rank, 1, rank.members.round, rank.weight), [0])
+    for _, value in wire.values(message, [0]):
         value.fill_(float("nan") if kind == "not finite" else 1.0)
-        assert name
     if kind == "another model":
         message[64:72].view(torch.int64).fill_(1)
     if kind == "not a message":
@@ -298,6 +300,42 @@ def test_another_model_is_refused_with_both_sides_named() -> None:
     at_once(*(rank.close for rank in ranks))
 
 
+@pytest.mark.parametrize("what", ["buffers", "another version"])
+def test_who_differs_in_what_does_not_travel_is_refused_too(what: str) -> None:
+    store = HashStore()
+    ranks: list[Rank] = at_once(lambda: Rank(store, 2, 0, model="resnet"), lambda: Rank(store, 2, 1, model="resnet"))
+    if what == "buffers":
+        for module in ranks[1].model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean = None  # as with track_running_stats=False
+        said = r"rank 0 has \['bn1.running_mean', .*rank 1 has \['bn1.running_var'"
+    else:
+        ranks[1].members.board.put("identity/1", {"asyncprop": "0.0.1"})
+        said = "asyncprop must be the same on all ranks .*0.0.1"
+
+    def refused(rank: Rank) -> str:
+        with pytest.raises(ValueError, match="must be the same on all ranks") as error:
+            rank.gossip.open(rank.replica)
+        return str(error.value)
+
+    found = at_once(*(lambda rank=rank: refused(rank) for rank in ranks[: 2 if what == "buffers" else 1]))
+    assert all(re.search(said, one) for one in found[:1]), found
+    at_once(*(rank.close for rank in ranks))
+
+
+def test_frozen_parameters_are_the_first_rank_s() -> None:
+    store = HashStore()
+    ranks: list[Rank] = at_once(*(lambda rank=rank: Rank(store, 2, rank) for rank in range(2)))
+    for rank in ranks:
+        rank.model[0].requires_grad_(False)  # each with random values of its own
+        names = [name for name, parameter in rank.model.named_parameters() if parameter.requires_grad]
+        rank.replica = dataclasses.replace(rank.replica, layers=find_layers(rank.model, names))
+    at_once(*(lambda rank=rank: rank.gossip.open(rank.replica) for rank in ranks))
+    assert torch.equal(ranks[0].values(), ranks[1].values())
+    assert same_state(dict(ranks[1].model.state_dict()), dict(TINY["mlp"].seeded_model(0).state_dict()))
+    at_once(*(rank.close for rank in ranks))
+
+
 def test_a_rank_that_dies_before_it_has_greeted_is_not_waited_for() -> None:
     store = HashStore()
     ranks: list[Rank] = at_once(*(lambda rank=rank: Rank(store, 3, rank) for rank in range(3)))
@@ -318,13 +356,13 @@ def test_a_dead_rank_is_dropped_and_the_others_settle_without_it(caplog: pytest.
         dead = ranks.pop()
         dead.die()  # its links break
         for rank in ranks:
-            rank.members.lost[2] = 0.0
-            rank.members._mark(2, alive=False)
             rank.members._gone.add(2)  # the clock is not to find it alive again
+            rank.members._mark(2, alive=False, lost="was not heard of for 60 s")
         settle(ranks)
         assert torch.equal(ranks[0].values(), torch.full_like(ranks[0].values(), 0.5))
         assert torch.equal(ranks[0].values(), ranks[1].values())
         assert "rank 0: rank 2 was not heard of for 60 s: going on without it" in caplog.text
+        assert all(set(rank.members.lost) == {2} for rank in ranks)
 
 
 def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
@@ -339,6 +377,7 @@ def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
     try:
         new.members.ask()
         new.gossip.open(new.replica)
+        assert new.members.given is None  # it is as large as the model, and so is the optimizer's state in it
         linked([first, new])
         assert torch.equal(new.values(), first.values())
         assert same_state(new.optimizer.state_dict(), first.optimizer.state_dict())
@@ -352,27 +391,59 @@ def test_a_rank_joins_with_half_of_the_weight_of_another() -> None:
         at_once(first.close, new.close)
 
 
-def test_weight_that_was_offered_and_not_given_is_taken_back_until_the_ranks_meet() -> None:
+def test_weight_that_is_not_wanted_after_all_is_taken_back() -> None:
     with world(2) as ranks:
         gossip = ranks[0].gossip
-        offered = gossip._offer()
+        assert gossip._offer()
         assert ranks[0].weight == 0.5
-        gossip._take_back(offered)
+        assert not gossip._part_with(lambda: False)
         assert ranks[0].weight == 1.0
-        offered = gossip._offer()
+
+
+def test_weight_that_is_being_offered_counts_at_a_meeting_and_is_not_given_after_it() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        assert ranks[0].gossip._offer()
         settle(ranks)
-        gossip._take_back(offered)
+        assert torch.equal(ranks[0].values(), torch.full_like(ranks[0].values(), 0.5))
+        assert ranks[0].gossip.tally.weight == 1.0
+        assert not ranks[0].gossip._part_with(lambda: pytest.fail("it was offered before the meeting"))
         assert ranks[0].weight == 1.0
 
 
-def test_with_the_engine_all_end_equal_and_have_learnt() -> None:
+def test_weight_that_is_given_is_given_once() -> None:
+    with world(2) as ranks:
+        assert ranks[0].gossip._offer()
+        assert ranks[0].gossip._part_with(lambda: True)
+        assert not ranks[0].gossip._part_with(lambda: True)
+        assert ranks[0].weight == 0.5
+
+
+def test_the_distance_to_the_mean_is_told() -> None:
+    with world(2) as ranks:
+        spread(ranks)
+        settle(ranks)
+        assert [rank.gossip.tally.distance for rank in ranks] == [1.0, 1.0]  # each 0.5 away, all numbers, from 0.5
+        settle(ranks)
+        assert [rank.gossip.tally.distance for rank in ranks] == [0.0, 0.0]
+
+
+def test_workers_wait_for_nothing() -> None:
+    """Whatever the exchange's threads hold: this test hangs if a worker asks for it."""
+    with world(2) as ranks, ranks[0].shared.changed:
+        at_once(ranks[0].land_all)
+
+
+@pytest.mark.parametrize("update", [ap.LayerUpdate(), ap.BlockUpdate()])
+def test_with_the_engine_all_end_equal_and_have_learnt(update: ap.LayerUpdate | ap.BlockUpdate) -> None:
     store = HashStore()
     batches = TINY["mlp"].batches(4)
 
     def train(rank: int) -> tuple[Any, float, float]:
         new = Rank(store, 2, rank)
         losses = []
-        with ap.Engine(new.model, new.optimizer, cross_entropy, workers=ap.Coupled(2), exchange=new.gossip) as engine:
+        options: Any = {"workers": ap.Coupled(2), "update": update, "exchange": new.gossip}
+        with ap.Engine(new.model, new.optimizer, cross_entropy, **options) as engine:
             for _ in range(10):
                 losses += [step.loss for step in engine.run(batches)]
             engine.settle()

@@ -4,12 +4,12 @@ import threading
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore, PrefixStore
+from torch.distributed import HashStore, PrefixStore, TCPStore
 
 from asyncprop.exchange import World, world
 from asyncprop.exchange.board import PIECE_BYTES, Board, StoreLostError
 from asyncprop.exchange.handover import GIVEN, WITHDRAWN, Handover
-from asyncprop.exchange.members import LATE_S, START_TIMEOUT_S, LeftOut, Members
+from asyncprop.exchange.members import LATE_S, START_TIMEOUT_S, LeftOut, Members, note_end
 from gossip_world import at_once
 
 
@@ -51,9 +51,11 @@ def test_a_silent_member_is_dropped_and_one_that_speaks_again_is_back() -> None:
     net.members[0].changed.append(lambda member, alive: heard.append((member, alive)))
     net.pass_s(9, 0, 1)
     assert net.members[0].alive == {0, 1, 2}
+    before = net.members[0].lost
     net.pass_s(2, 0, 1)
     assert net.members[0].alive == net.members[1].alive == {0, 1}
     assert set(net.members[0].lost) == {2}
+    assert not before  # who was reading it need not hear that it has changed
     net.look(2, 0)
     assert net.members[0].alive == {0, 1, 2}
     assert not net.members[0].lost
@@ -77,6 +79,37 @@ def test_a_member_that_leaves_is_not_lost() -> None:
     assert not net.members[0].lost
 
 
+def test_one_whose_process_has_ended_is_lost_at_once_even_before_its_first_heartbeat(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = Net(3, announced=2)
+    note_end(net.store, 2, "was ended by SIGKILL")
+    net.look(0, 1)
+    assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
+    assert set(net.members[0].lost) == {2}
+    assert "rank 0: rank 2 was ended by SIGKILL: going on without it" in caplog.messages
+    net.members[1].board.put("gone/1", None)
+    note_end(net.store, 1, "has ended with exit code 0")
+    net.look(0)
+    assert net.members[0].alive == {0}
+    assert set(net.members[0].lost) == {2}  # the other has said goodbye itself
+
+
+def test_one_that_fails_is_lost_and_one_that_refuses_what_it_was_given_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net(3)
+    for rank, error in ((1, RuntimeError), (2, ValueError)):
+        one = World(tolerant=True)
+        one.members = Members(net.store, 3, rank)
+        one.members.open()
+        one.__exit__(error, error(), None)
+    net.look(0)
+    assert net.members[0].alive == {0}
+    assert set(net.members[0].lost) == {1}
+    assert [said for said in caplog.messages if said.startswith("rank 0")] == [
+        "rank 0: rank 1 has failed: going on without it"
+    ]
+
+
 def test_a_rank_of_the_start_may_take_its_time_and_the_others_say_for_whom_they_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -89,6 +122,7 @@ def test_a_rank_of_the_start_may_take_its_time_and_the_others_say_for_whom_they_
     assert said.startswith("rank 0: waiting for ranks 1, 2, for 300 s at most: do all machines have the same MASTER")
     net.pass_s(2, 0)
     assert net.members[0].alive == {0}
+    assert caplog.messages[1] == "rank 0: rank 1 was not heard of for 300 s: going on without it"
 
 
 class Asked(Board):
@@ -119,6 +153,68 @@ def test_who_holds_the_store_leaves_last() -> None:
     assert not closing.is_alive()
 
 
+def leaving(one: World) -> threading.Thread:
+    """Let a world end, and return the thread in which it does, once it has looked whether the others have."""
+    assert one.members
+    one.members.board = Asked(one.members.store)
+    Asked.asked.clear()
+    closing = threading.Thread(target=one.__exit__, args=(None, None, None))
+    closing.start()
+    assert Asked.asked.wait(60.0), "it does not wait"
+    return closing
+
+
+def test_ranks_of_which_none_holds_the_store_leave_together_as_its_launcher_ends_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    shared = PrefixStore(world.MEMBERS, store)
+    other, late = Members(shared, 2, 1, timeout_s=60.0), Members(shared, 2, None)
+    other.open()
+    late.open()
+    one = World(tolerant=True, timeout_s=60.0).__enter__()
+    assert one.members
+    assert one.address == f"127.0.0.1:{store.port}"
+    assert one.members.alive == {0, 1, 2}
+    closing = leaving(one)
+    assert closing.is_alive()
+    other.close()
+    closing.join(30.0)
+    assert not closing.is_alive()  # though one is there that has yet to join
+    late.close()
+
+
+def test_who_has_yet_to_join_waits_for_nobody_as_it_leaves() -> None:
+    store = HashStore()
+    first, new = Members(store, 1, 0, timeout_s=60.0), Members(store, 1, None)
+    first.open()
+    new.open()
+    new.board = Asked(store)
+    Asked.asked.clear()
+    new.close(waits=True)
+    assert not Asked.asked.is_set()
+    first.close()
+
+
+def test_who_has_joined_is_waited_for() -> None:
+    store = HashStore()
+    one = World(tolerant=True, timeout_s=60.0)
+    one.members = Members(store, 1, 0, timeout_s=60.0)
+    one.members.board.put("start", (1, 60.0))
+    new = Members(store, 1, None)
+    new.open()
+    one.members.open()
+    one.members.among = (0, 1)  # they have met
+    closing = leaving(one)
+    assert closing.is_alive()
+    new.close()
+    closing.join(30.0)
+    assert not closing.is_alive()
+
+
 def test_who_asks_the_holder_of_the_store_as_it_leaves_hears_that_nobody_trains() -> None:
     store = HashStore()
     holder, other = (Members(store, 2, rank, timeout_s=0.5, holds_store=rank == 0) for rank in range(2))
@@ -142,6 +238,7 @@ def test_it_waits_for_nobody_after_an_error_and_not_for_good(failed: bool, timeo
     Asked.asked.clear()
     members.close(failed=failed)
     assert Asked.asked.is_set() != failed
+    assert members.board.find("gone/0") == ("has failed" if failed else None)
 
 
 def test_members_agree_on_everybodys_values() -> None:
@@ -344,17 +441,18 @@ def joining(net: Net) -> Members:
 def test_what_is_packed_in_vain_is_taken_back_and_nobody_waits_for_the_one_that_asked() -> None:
     net = Net(2)
     new, donor = joining(net), net.members[0]
-    returned: list[str] = []
+    parted: list[bool] = []
 
     def offer() -> str:
         Handover(new.board, "offer/0/2/1").withdraw()  # as it has waited for too long
         return "a model"
 
-    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    donor.offers["state"] = offer
+    donor.part_with = lambda give: bool(parted.append(give()))
     new.board.add("asked/0/2", 1)
-    for _ in range(2):  # the second time it has been dealt with
+    for _ in range(3):  # the third time it has been dealt with
         donor.answer()
-        assert returned == ["a model"]
+    assert parted == [False]
     assert not new.board.has("offer/0/2/1")
     assert new.board.has("since/2")
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
@@ -363,17 +461,54 @@ def test_what_is_packed_in_vain_is_taken_back_and_nobody_waits_for_the_one_that_
 def test_what_is_collected_while_a_meeting_begins_is_taken_back() -> None:
     net = Net(1)
     new, donor = joining(net), net.members[0]
-    returned: list[str] = []
+    parted: list[bool] = []
 
     def offer() -> str:
         donor.meet(None)
         return "a model"
 
-    donor.offers["state"], donor.returned["state"] = offer, returned.append
+    donor.offers["state"] = offer
+    donor.part_with = lambda give: bool(parted.append(give()))
     new.board.add("asked/0/1", 1)
-    donor.answer()
-    assert returned == ["a model"]
+    for _ in range(2):
+        donor.answer()
+    assert parted == [False]  # it was asked to take back what it had offered
     assert not new.board.has("since/1")
+
+
+def test_who_takes_back_what_it_has_offered_is_asked_again() -> None:
+    net = Net(2)
+    new, donor = joining(net), net.members[0]
+    answers = iter([False, True])  # a meeting begins when the model is packed; the second time none does
+    donor.offers["state"] = lambda: "a model"
+    donor.part_with = lambda give: next(answers) and give()
+
+    def passes() -> None:
+        donor.answer()
+        net.look(0, 1, 2)
+        if new.board.has("offer/0/2/1/fate") and not new.board.has("offer/0/2/2"):
+            expected.append(net.members[1]._expected())
+
+    expected: list[set[int]] = []
+    assert new.ask(passes)["state"] == "a model"
+    assert expected[0] == {0, 1}  # nobody waits for one whose handover was withdrawn
+    assert not new.board.has("offer/0/2/1")
+    assert net.members[1]._expected() == {0, 1, 2}
+
+
+def test_all_have_heard_of_one_that_joins_before_it_is_given_anything() -> None:
+    net = Net(2)
+    new = net.new(None)
+    net.members.append(new)
+    new.announce()
+    net.look(0)  # the other has yet to look
+    net.members[0].offers["state"] = lambda: "a model"
+    new.board.add("asked/0/2", 1)
+    net.members[0].answer()
+    assert not new.board.has("since/2")  # the other would meet without it
+    net.look(0, 1)  # as each does until the donor looks for those that ask again
+    net.members[0].answer()
+    assert new.board.has("offer/0/2/1/fate")
 
 
 def test_nobody_waits_for_one_whose_donor_died_at_it() -> None:
@@ -398,12 +533,16 @@ def test_a_handover_is_given_or_withdrawn() -> None:
     board = Board(HashStore())
     given, withdrawn = Handover(board, "a"), Handover(board, "b")
     assert given.fate == withdrawn.fate == ""
-    assert given.give("a model")
+    given.leave("a model")
+    assert given.fate == ""
+    assert given.give()
     assert not given.withdraw()
     assert given.fate == GIVEN
     assert given.take() == "a model"
     assert withdrawn.withdraw()
-    assert not withdrawn.give("a model")
+    withdrawn.leave("a model")
+    assert not withdrawn.give()
+    withdrawn.delete()
     assert withdrawn.fate == WITHDRAWN
     assert not board.has("a")
     assert not board.has("b")
@@ -454,6 +593,9 @@ def test_joining_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "JOIN_TIMEOUT_S", 0.1)
     with pytest.raises(ValueError, match=r"join must be where ranks train \(nobody answers at 127.0.0.1:1\)"):
         World(joins="127.0.0.1:1").__enter__()
+    foreign = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(ValueError, match=r"\(nobody answers .*\): give the address that the first rank told"):
+        World(joins=f"127.0.0.1:{foreign.port}").__enter__()
 
 
 def test_old_meetings_are_forgotten() -> None:

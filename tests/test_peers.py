@@ -23,6 +23,17 @@ def test_exponential_goes_round_the_powers_of_two() -> None:
     assert Peers("exponential", 0).choose(0, {0, 1, 2, 3, 4}, {1}) == 1
 
 
+def test_exponential_skips_those_that_have_not_answered() -> None:
+    peers = Peers("exponential", 0)
+    assert peers.choose(0, ALL, {2, 4}) == 2
+    assert turns(peers, 2) == [4, 1]
+
+
+def test_who_has_no_link_is_no_member_of_the_ring() -> None:
+    assert Peers("ring", 0).choose(0, {2, 3}, {2}) == 2  # 1 may be alive, and has yet to join
+    assert Peers("exponential", 0).choose(3, {0, 1}, {0, 1}) == 0
+
+
 def test_exponential_reaches_all_in_as_many_turns_as_there_are_powers() -> None:
     ranks = [Peers("exponential", rank) for rank in ALL]
     knows = [{rank} for rank in ALL]

@@ -133,7 +133,7 @@ class Agreement:
 
 
 def check_types(buffers: Mapping[str, Tensor]) -> None:
-    """Refuse buffers on which ranks cannot agree.
+    """Refuse buffers, and parameters that are not trained, on which ranks cannot agree.
 
     Raises:
         ValueError: which names one.
@@ -142,8 +142,8 @@ def check_types(buffers: Mapping[str, Tensor]) -> None:
         if buffer.dtype not in (*AVERAGED, *COUNTED):
             known = ", ".join(str(kind).removeprefix("torch.") for kind in (*AVERAGED, *COUNTED))
             raise ValueError(
-                f"buffers must be of a type on which ranks can agree ({name} is {buffer.dtype}; known are {known}): "
-                "keep it as another type, or as a plain attribute"
+                "buffers and frozen parameters must be of a type on which ranks can agree "
+                f"({name} is {buffer.dtype}; known are {known}): keep it as another type, or as a plain attribute"
             )
 
 

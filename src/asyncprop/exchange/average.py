@@ -45,7 +45,7 @@ class Averaging(Exchange):
         self._thread: threading.Thread | None = None
 
     def open(self, replica: Replica) -> None:
-        """Take over the first rank's parameters and buffers, and start the thread.
+        """Take over the first rank's parameters, frozen ones too, and buffers, and start the thread.
 
         Raises:
             ValueError: if the ranks' models differ in the names, shapes or types of their tensors.
@@ -56,7 +56,7 @@ class Averaging(Exchange):
         self._stream = replica.device.stream("exchange")
         _check_same_model(replica)
         self._group = distributed.new_group()
-        for tensor in (*self._parameters(), *replica.model.buffers()):
+        for tensor in (*replica.model.parameters(), *replica.model.buffers()):
             distributed.broadcast(tensor.data, src=0, group=self._group)
         self._thread = threading.Thread(target=self._run, name="asyncprop-averaging", daemon=True)
         self._thread.start()

@@ -22,26 +22,34 @@ class Donor:
 
     def __init__(self, store: Store) -> None:
         self._board = Board(store)
+        self._seen: dict[int, int] = {}
         self._answered: dict[int, int] = {}
 
     def answer(self, members: Members) -> None:
-        """Look who has asked this rank, and hand over its `offers`."""
+        """Look who has asked this rank, and hand over its `offers`; to those that had asked by the last look, too.
+
+        By then all others have heard of them, and wait for them at the next meeting.
+        """
         for member in members.alive - {members.rank} if members.offers else ():
             number = self._board.add(f"asked/{members.rank}/{member}", 0)
-            if number > self._answered.get(member, 0) and self._give(members, member, number):
+            is_new = number > self._answered.get(member, 0)
+            if is_new and number == self._seen.get(member) and self._give(members, member, number):
                 self._answered[member] = number
+            self._seen[member] = number
 
     def _give(self, members: Members, member: int, number: int) -> bool:
-        """Hand over; tell whether there is no more to be done about it: it is given, or no longer wanted."""
+        """Hand over; tell whether there is no more to be done about it: it is given, or withdrawn by either."""
         handover = Handover(self._board, key_of(members.rank, member, number))
         if handover.fate == WITHDRAWN:
             return True
         if (given := _collect(members)) is None:
             return False
-        # From now on the others wait for it, unless it withdraws.
+        # From now on the others wait for it, unless it is withdrawn.
         self._board.put(f"since/{member}", (given["round"] + 1, handover.key))
-        if not handover.give(given):
-            _take_back(members, given)
+        handover.leave(given)
+        if not members.part_with(handover.give):
+            handover.withdraw()
+            handover.delete()
         return True
 
 
@@ -55,11 +63,5 @@ def _collect(members: Members) -> dict[str, Any] | None:
     else:
         if members.round == given["round"]:
             return given
-    _take_back(members, given)
+    members.part_with(lambda: False)
     return None
-
-
-def _take_back(members: Members, given: dict[str, Any]) -> None:
-    for name, take_back in list(members.returned.items()):
-        if name in given:
-            take_back(given[name])

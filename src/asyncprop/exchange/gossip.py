@@ -1,24 +1,26 @@
 """LayerGossip: each layer travels to another rank as soon as it has been updated, and nobody waits for anybody.
 
-    a worker ─ landed(layer) ─▶ updates[layer] += 1        marks it, and goes on
+    a worker ─ landed(layer) ─▶ updates[chunk] += 1        marks it, and goes on
                                      │ a bucket is full, or a batch is finished
-    the send thread                  └▶ choose a neighbour ─ copy the layers ─▶ Link.send     a question: x
+    the send thread                  └▶ choose a neighbour ─ copy the chunks ─▶ Link.send     a question: x
     there, a receiving thread           Link.receive ─ check ─ y += (x - y)/2 ─▶ Link.send    the answer: (y - x)/2
     here, a receiving thread            Link.receive ─ check ─ x += what came
 
-Only the exchange's own threads take its lock; workers never do. Arithmetic: `pair`. Messages: `wire`, `link`. What is
-out: `neighbour`. Who is alive: `members`. The meeting at which all become equal: `settle`, `agreement`.
+Only the exchange's own threads take its lock; workers never do. Arithmetic: `pair`. What of a layer travels as one:
+`chunks`. Messages: `wire`, `link`. What is out: `neighbour`. Who is alive: `members`. The meeting at which all become
+equal: `settle`, `agreement`.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 
@@ -26,6 +28,7 @@ from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement, check_types
 from asyncprop.exchange.board import POLL_S
+from asyncprop.exchange.identity import check_identity, identity_of
 from asyncprop.exchange.members import TIMEOUT_S, Members, holds_store
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
@@ -34,7 +37,7 @@ from asyncprop.exchange.sender import Sender
 from asyncprop.exchange.shared import Shared
 from asyncprop.exchange.tally import GossipTally
 from asyncprop.exchange.transfer import copy_of, pack_state, unpack_state
-from asyncprop.exchange.wire import Wire, WireType, check_identity
+from asyncprop.exchange.wire import Wire, WireType
 
 BUCKET_BYTES = 1 << 22
 """Of a message, unless given: gossip then costs 1 to 4 % of a step, with 1 MiB 8 % (results/exchange-gossip_*)."""
@@ -42,7 +45,6 @@ BUCKET_BYTES = 1 << 22
 PERIOD = 2
 """Updates of a layer from one sending to the next, unless given."""
 
-log = logging.getLogger("asyncprop")
 _opened = itertools.count()
 
 
@@ -58,8 +60,9 @@ class LayerGossip(Exchange):
         period: a layer is sent at every so many of its updates. With 2 it is averaged once in an update, as each
             message moves two ranks. Raise it if the network is the bottleneck; replicas then differ more.
         probability: with which a layer whose turn it is is sent. Another way to send less.
-        bucket_bytes: layers are sent together until a message would have more bytes, or the batch is finished. Small
-            messages cost time of the workers (Python's lock); large ones leave later.
+        bucket_bytes: layers are sent together until a message would have more bytes, or the batch is finished; larger
+            layers in parts. Small messages cost time of the workers (Python's lock); large ones leave later, and take
+            memory: two for each neighbour, and one for each question that is out.
         wire: `"exact"`, or `"bf16"` to send half of the bytes, rounded.
         timeout_s: a rank that was not heard of for so long is dropped, and the others meet without it.
         seed: of what is drawn at random.
@@ -101,8 +104,8 @@ class LayerGossip(Exchange):
         """Check that all have the same model, take over the first rank's (a rank that joins: a live one's), and begin.
 
         Raises:
-            ValueError: if the ranks' models or protocols differ, with both sides named; or if a buffer is of a type on
-                which ranks cannot agree.
+            ValueError: if the ranks' models, options or versions differ, with both sides named; or if a buffer is of a
+                type on which ranks cannot agree.
         """
         if (found := self._find_members()) is None:
             return
@@ -110,8 +113,9 @@ class LayerGossip(Exchange):
         wire = Wire(dict(replica.model.named_parameters()), replica.layers, self._wire_type, self._bucket_bytes)
         shared = self._shared = Shared(replica, members, store, wire, self.tally)
         self._agreement = Agreement(members, store)
+        self._identity = identity_of(replica.model, wire)
         try:
-            check_types(dict(replica.model.named_buffers()))
+            check_types(dict(replica.model.named_buffers()) | self._frozen(replica))
             self._begin(shared)
         except BaseException:
             self.close()  # nobody is to wait for this rank
@@ -125,8 +129,9 @@ class LayerGossip(Exchange):
         """
         if (shared := self._shared) is not None:
             self._has_settled = False
-            shared.updates[layer] += 1
-            shared.unsent_bytes += shared.wire.bytes_of(layer)
+            for chunk in shared.wire.chunks[layer]:
+                shared.updates[chunk] += 1
+                shared.unsent_bytes += shared.wire.bytes_of(chunk)
             if shared.unsent_bytes >= self._bucket_bytes:
                 shared.due.set()
 
@@ -166,7 +171,6 @@ class LayerGossip(Exchange):
             return
         shared.close()
         shared.members.offers["replica"] = lambda: None  # no rank is to be given the rest of the offer
-        shared.members.returned.pop("replica", None)
         if self._member_changed in shared.members.changed:
             shared.members.changed.remove(self._member_changed)
         if self._members is None:
@@ -185,7 +189,7 @@ class LayerGossip(Exchange):
         """
         shared = self._shared
         assert shared
-        check_identity(shared.wire.identity, shared.rank, given["identity"], given["rank"])
+        check_identity(self._identity, shared.rank, given["identity"], given["rank"])
         state = unpack_state(given["state"])
         shared.begin_meeting()
         shared.replica.model.load_state_dict(state["model"])
@@ -203,15 +207,15 @@ class LayerGossip(Exchange):
     def _begin(self, shared: Shared) -> None:
         members = shared.members
         self._greet(shared)
-        if members.given is not None:
-            self.rejoin(members.given["replica"])
+        given, members.given = members.given, None  # it is as large as the model
+        if given is not None:
+            self.rejoin(given["replica"])
         else:
             shared.weight = float(shared.rank == min(members.among))
             shared.begin_meeting()
             members.meet(None)
-            self._agree(shared)
-        members.returned["replica"] = self._take_back
-        members.offers["replica"] = self._offer
+            self._agree(shared, self._frozen(shared.replica))
+        members.part_with, members.offers["replica"] = self._part_with, self._offer
         peers = Peers(self._topology, self._seed + shared.rank)
         self._sender = Sender(shared, peers, period=self._period, probability=self._probability, seed=self._seed)
         shared.start("send", self._sender.run)
@@ -219,14 +223,21 @@ class LayerGossip(Exchange):
         for member in members.alive - {shared.rank}:
             self._member_changed(member, True)
 
-    def _agree(self, shared: Shared) -> None:
-        """Write the mean of all.
+    @staticmethod
+    def _frozen(replica: Replica) -> dict[str, Tensor]:
+        """Return the parameters that are not trained: they are only taken over, at the start."""
+        trained = {name for layer in replica.layers for name in layer.parameters}
+        named = replica.model.named_parameters()
+        return {name: parameter.detach() for name, parameter in named if name not in trained}
+
+    def _agree(self, shared: Shared, frozen: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Write the mean of all; of what is `frozen`, as of buffers.
 
         Guarantees: all members' tensors are equal to the bit. Assumes: no pass is in flight, and nothing is merged.
         """
         replica = shared.replica
         parameters = {name: parameter.detach() for name, parameter in shared.parameters.items()}
-        buffers = dict(replica.model.named_buffers())
+        buffers = {**dict(replica.model.named_buffers()), **frozen}
         with torch.no_grad(), replica.device.use(shared.stream):
             means = self._agreement.mean(replica.layers, parameters, buffers, lambda: shared.weight)
             self.tally.note_distance(parameters, means)
@@ -251,29 +262,26 @@ class LayerGossip(Exchange):
             if shared.is_meeting or shared.is_closed:
                 return None  # the next look will do
             model = copy_of(shared.replica.model)  # with what it weighs: no message comes between
-            shared.weight /= 2
-            weight, meetings = shared.weight, shared.meetings
+            shared.weight = shared.offered = weight = shared.weight / 2
         try:
             state = pack_state(model, shared.replica.optimizer)
         except RuntimeError:  # a worker has just made a parameter's state: the next look will do
-            self._take_back({"weight": weight, "meetings": meetings})
             return None
-        return {
-            "rank": shared.rank,
-            "identity": shared.wire.identity,
-            "weight": weight,
-            "meetings": meetings,
-            "met": self._met,
-            "state": state,
-        }
+        return {"rank": shared.rank, "identity": self._identity, "weight": weight, "met": self._met, "state": state}
 
-    def _take_back(self, offered: dict[str, Any]) -> None:
-        """Add the weight that was not given after all, unless all weights have been set anew since."""
+    def _part_with(self, give: Callable[[], bool]) -> bool:
+        """Give the weight that is offered away, unless a meeting has taken it back, or it is not wanted any more.
+
+        Guarantees: it counts for this rank or for the one that joins, at each meeting, and never for both.
+        """
         shared = self._shared
         assert shared
         with shared.changed:
-            if shared.meetings == offered["meetings"]:
-                shared.weight += offered["weight"]
+            if shared.offered and give():
+                shared.offered = 0.0
+                return True
+            shared.take_back()
+            return False
 
     def _member_changed(self, member: int, is_alive: bool) -> None:
         shared = self._shared
@@ -283,9 +291,6 @@ class LayerGossip(Exchange):
         elif is_alive:
             self._meet_neighbour(shared, member)
         else:
-            if member in shared.members.lost:
-                said = "rank %d: rank %d was not heard of for %g s: going on without it"
-                log.warning(said, shared.rank, member, shared.members.timeout_s)
             neighbour = shared.neighbours.get(member)
             if neighbour and (link := neighbour.link):
                 link.cut()
@@ -317,10 +322,10 @@ class LayerGossip(Exchange):
 
     def _greet(self, shared: Shared) -> None:
         """Check that everybody has the same model, and speaks the same protocol."""
-        shared.members.board.put(f"identity/{shared.rank}", shared.wire.identity)
+        shared.members.board.put(f"identity/{shared.rank}", self._identity)
         for member in shared.members.among:
             if member != shared.rank and (theirs := self._identity_of(shared, member)):
-                check_identity(shared.wire.identity, shared.rank, theirs, member)
+                check_identity(self._identity, shared.rank, theirs, member)
 
     @staticmethod
     def _identity_of(shared: Shared, member: int) -> dict[str, Any] | None:

@@ -30,23 +30,27 @@ class Handover:
         settled = f"{self.key}/fate"
         return self._board.settle(settled, "") if self._board.has(settled) else ""
 
-    def give(self, value: Any) -> bool:
-        """Leave the value; tell whether it is still wanted. If not, it is deleted."""
+    def leave(self, value: Any) -> None:
+        """Leave the value, which is not given yet."""
         self._board.put(self.key, value)
-        if self._settle(GIVEN):
-            return True
-        self._board.delete(self.key)
-        return False
+
+    def give(self) -> bool:
+        """Give what was left; tell whether it is still wanted."""
+        return self._settle(GIVEN)
 
     def withdraw(self) -> bool:
-        """Want it no more; tell whether that was in time."""
+        """Want it, or give it, no more; tell whether that was in time."""
         return self._settle(WITHDRAWN)
 
     def take(self) -> Any:
         """Return what was given, and delete it."""
         value = self._board.get(self.key)
-        self._board.delete(self.key)
+        self.delete()
         return value
+
+    def delete(self) -> None:
+        """Delete what was left."""
+        self._board.delete(self.key)
 
     def _settle(self, fate: str) -> bool:
         return self._board.settle(f"{self.key}/fate", fate) == fate

@@ -101,7 +101,7 @@ class Caller:
         self._store = store.clone()  # type: ignore[attr-defined]  # connecting waits in it: it must be nobody else's
         self._is_first = rank < peer
         self._name = f"link/{min(rank, peer)}-{max(rank, peer)}"
-        self._last = 0
+        self._last = 0 if self._is_first else board.add(f"{self._name}/answer", 0)
 
     def connect(self, wait: Callable[[], bool]) -> Link | None:
         """Return a new link.

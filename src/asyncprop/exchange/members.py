@@ -21,7 +21,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from asyncprop.exchange.attendance import Attendance, set_key
 from asyncprop.exchange.board import POLL_S, Board, StoreLostError
 from asyncprop.exchange.donor import Donor
-from asyncprop.exchange.handover import GIVEN, Handover, key_of
+from asyncprop.exchange.handover import GIVEN, WITHDRAWN, Handover, key_of
 from asyncprop.exchange.told import Told
 
 TIMEOUT_S = 10.0
@@ -60,13 +60,15 @@ class Members:
         joins: whether this rank has yet to take over the training from another (see `ask`).
         among: those that took part in the last `meet` or `gather`; at first, the ranks of the start.
         round: number of meetings so far.
-        lost: those that were dropped, with the time (`time.time()`) at which it happened.
+        lost: those that were dropped, as they were silent or have failed, with the time (`time.time()`) at which it
+            happened. It is never changed, but another takes its place: whoever reads it has it whole.
         failure: what ended the threads.
         changed: called, by a thread, with a member's number and whether it is alive, when that changes.
         offers: what a rank that joins is given, by name; called by a thread, in this order. If one returns None,
             nothing is given now.
-        returned: called, by a thread, with what was offered by this name and not given after all.
-        given: what this rank was given when it joined.
+        part_with: called, by a thread, with what gives away all that was offered, and tells whether it is still wanted;
+            it may call that or not, and returns whether it is given. By default it calls it.
+        given: what this rank was given when it joined, until somebody has taken it over.
         store: as given.
     """
 
@@ -91,7 +93,7 @@ class Members:
         self.failure: BaseException | None = None
         self.changed: list[Callable[[int, bool], None]] = []
         self.offers: dict[str, Callable[[], Any]] = {}
-        self.returned: dict[str, Callable[[Any], None]] = {}
+        self.part_with: Callable[[Callable[[], bool]], bool] = lambda give: give()
         self.given: dict[str, Any] | None = None
         self.board, self._beats = Board(store), Board(store)
         self._clock, self._holds_store = clock, holds_store
@@ -122,16 +124,19 @@ class Members:
         self._looked = self._clock()
         self.look()
 
-    def close(self, *, failed: bool = False) -> None:
+    def close(self, *, failed: bool = False, waits: bool = False) -> None:
         """Say goodbye, so that nobody waits for this rank, and end the threads.
 
         Args:
-            failed: whether this rank ends by an error, which is not to wait for anybody.
+            failed: whether this rank ends by an error: it waits for nobody, and the others say that it failed.
+            waits: wait until the others have left, though the store does not end with this process: that which holds
+                it may end soon after.
         """
         if self._threads and self.failure is None:
             with contextlib.suppress(StoreLostError):  # whoever would have read it is gone, too
-                self.board.put(f"gone/{self.rank}", None)  # before all else: nobody is to wait for this rank
-                if self._holds_store and not failed:
+                how = "has failed" if failed else None
+                self.board.put(f"gone/{self.rank}", how)  # before all else: nobody is to wait for this rank
+                if (self._holds_store or waits) and not failed and not self.joins:
                     self._outlast()
         self._closing.set()
         threads, self._threads = self._threads, []
@@ -139,10 +144,10 @@ class Members:
             thread.join()
 
     def _outlast(self) -> None:
-        """Wait until the others have left, but not longer than silence is borne: they may still be reading."""
+        """Wait until those that met last have left, but not longer than silence is borne: they may still be reading."""
         end = time.monotonic() + self.timeout_s
         while self.failure is None and time.monotonic() < end:
-            if all(self.board.has(f"gone/{member}") for member in self.alive - {self.rank}):
+            if all(self.board.has(f"gone/{member}") for member in self.alive & set(self.among) - {self.rank}):
                 return
             time.sleep(POLL_S)
 
@@ -200,7 +205,7 @@ class Members:
             self.check()
             missing = set(waited_for()) - here
             here |= {member for member in missing if board.has(f"{name}/{member}")}
-            if missing <= here:
+            if missing <= here and set(waited_for()) <= here:  # who came last may have let another join before
                 board.settle(is_settled, ",".join(map(str, sorted(here))))
             else:
                 time.sleep(POLL_S)
@@ -239,7 +244,7 @@ class Members:
                 raise LeftOut(f"rank {self.rank} cannot join: no other rank is training")
             if (given := self._ask(donors[0], give_up)) is not None:
                 break
-        self.joins, self.given = False, given
+        self.joins, self.given = False, given if self.joins else None
         self.round, self._turn = given["round"], 0
         self.among = given["among"]
         self._attendance.join(self.rank, self.round, self.among)
@@ -248,10 +253,10 @@ class Members:
     def _ask(self, donor: int, give_up: Callable[[], None]) -> dict[str, Any] | None:
         number = self.board.add(f"asked/{donor}/{self.rank}", 1)
         handover = Handover(self.board, key_of(donor, self.rank, number))
-        while handover.fate != GIVEN:
+        while (fate := handover.fate) != GIVEN:
             self.check()
             give_up()
-            if donor not in self._expected() and handover.withdraw():
+            if fate == WITHDRAWN or (donor not in self._expected() and handover.withdraw()):
                 return None
             time.sleep(POLL_S)
         given: dict[str, Any] = handover.take()
@@ -308,27 +313,42 @@ class Members:
     def _hear(self, board: Board, member: int, now: float, stopped_s: float) -> None:
         if board.has(f"gone/{member}"):
             self._gone.add(member)
-            self._mark(member, alive=False)
+            self._mark(member, alive=False, lost=board.find(f"gone/{member}"))
             return
         beats = board.add(f"beat/{member}", 0)
         before, when = self._heard.get(member, (0, now))
         self._heard[member] = (beats, now) if beats != before else (before, when + stopped_s)
         patience_s = self.timeout_s if beats else START_TIMEOUT_S
         is_alive = now - self._heard[member][1] < patience_s and (beats > 0 or member < self.size)
-        if not is_alive and member in self._alive:
-            self.lost[member] = time.time()
-        self._mark(member, alive=is_alive)
+        self._mark(member, alive=is_alive, lost=f"was not heard of for {patience_s:g} s")
 
-    def _mark(self, member: int, *, alive: bool) -> None:
+    def _mark(self, member: int, *, alive: bool, lost: str | None = None) -> None:
+        """Note whether a member is alive; if not, `lost` says how it was lost, unless it has left in order."""
         if alive == (member in self._alive):
             return
         if alive:
             self._alive = self._alive | {member}
-            self.lost.pop(member, None)
+            self.lost = {other: when for other, when in self.lost.items() if other != member}
         else:
+            if lost:  # before all else: who meets without it may look why
+                self.lost = {**self.lost, member: time.time()}
+                log.warning("rank %d: rank %d %s: going on without it", self.rank, member, lost)
             self._alive = self._alive - {member}
         for changed in list(self.changed):
             changed(member, alive)
+
+
+def note_end(store: Store, member: int, how: str) -> None:
+    """Tell the others how the process of a member has ended, unless it has said goodbye itself.
+
+    Args:
+        store: that the members share.
+        member: its number.
+        how: what they are to say of it, as in "has failed".
+    """
+    board = Board(store)
+    if not board.has(f"gone/{member}"):
+        board.put(f"gone/{member}", how)
 
 
 def holds_store(rank: int) -> bool:

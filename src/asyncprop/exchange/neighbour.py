@@ -25,21 +25,21 @@ from asyncprop.exchange.wire import HEADER_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """A question that is out: its number, its layers, this rank's weight when it was asked, and when that was."""
+    """A question that is out: its number, its chunks, this rank's weight when it was asked, and when that was."""
 
     sequence: int
-    layers: Sequence[int]
+    chunks: Sequence[int]
     weight: float
     sent_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An answer: to which question, with what weight that was asked, of which layers, and the message."""
+    """An answer: to which question, with what weight that was asked, of which chunks, and the message."""
 
     sequence: int
     weight: float
-    layers: Sequence[int]
+    chunks: Sequence[int]
     message: Tensor
 
 
@@ -61,7 +61,7 @@ class Neighbour:
         refused: whether it has sent garbage: nothing more is taken from it.
         sent: the question that is out, in bytes; the send thread's.
         received, answer: what comes, and the answer to it, in bytes; the receiving thread's. They change places.
-        short: a message without layers; the receiving thread's.
+        short: a message without chunks; the receiving thread's.
     """
 
     def __init__(self, rank: int, buffers: Buffers) -> None:
@@ -90,13 +90,13 @@ class Neighbour:
         """Whether it may be asked."""
         return self.link is not None and self.out is None and self.acknowledged == self.sequence
 
-    def ask(self, layers: Sequence[int], weight: float) -> int:
+    def ask(self, chunks: Sequence[int], weight: float) -> int:
         """Note a question, which is out from now on, and return its number; `sent` is a buffer to write it in."""
         assert self.is_ready
         if not self.sent.numel():
             self.sent = self._buffers.take()
         self.sequence += 1
-        self.out = Out(self.sequence, layers, weight, time.perf_counter())
+        self.out = Out(self.sequence, chunks, weight, time.perf_counter())
         return self.sequence
 
     def acknowledge(self, sequence: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from datetime import timedelta
 
@@ -91,19 +90,19 @@ class Receiver:
     def _take(self, link: Link) -> None:
         shared, neighbour = self._shared, self._neighbour
         link.receive(neighbour.received)
-        header, layers = shared.wire.read(neighbour.received, neighbour.rank)
-        values = list(itertools.chain.from_iterable(shared.wire.values(neighbour.received, layers)))
+        header, chunks = shared.wire.read(neighbour.received, neighbour.rank)
+        values = shared.wire.values(neighbour.received, chunks)
         check_finite(values)
         if header.kind == Kind.MERGED:
             with shared.changed:
-                self._add(header, layers, values)
+                self._add(header, chunks, values)
                 shared.changed.notify_all()
             shared.due.set()
-        elif header.kind == Kind.LAYERS:
+        elif header.kind == Kind.CHUNKS:
             link.wait_sent(ANSWER)  # it has been received (see `neighbour`); its bytes are written next
-            link.send(self._merge(header, layers, values), ANSWER)
+            link.send(self._merge(header, chunks, values), ANSWER)
 
-    def _merge(self, question: Header, layers: list[int], values: Values) -> Tensor:
+    def _merge(self, question: Header, chunks: list[int], values: Values) -> Tensor:
         """Draw near the neighbour's values, and return the answer; nothing is done if the ranks have met since.
 
         Guarantees: the answer is what these values were moved by, as far as other merges and sends can see.
@@ -121,8 +120,8 @@ class Receiver:
                 return self._short(Kind.MERGED, question.sequence)
             self._draw_near(question, values)
             header = Header(Kind.MERGED, shared.rank, question.sequence, members.round)
-            message = shared.wire.write(neighbour.received, header, layers)
-            neighbour.note_answer(Given(question.sequence, question.weight, layers, message))
+            message = shared.wire.write(neighbour.received, header, chunks)
+            neighbour.note_answer(Given(question.sequence, question.weight, chunks, message))
             shared.tally.merged(question.length_bytes)
             shared.changed.notify_all()
             return message
@@ -150,15 +149,15 @@ class Receiver:
             torch._foreach_add_(parameters, answers, alpha=per_answer)
             device.finish(shared.stream)
 
-    def _add(self, answer: Header, layers: list[int], values: Values) -> None:
+    def _add(self, answer: Header, chunks: list[int], values: Values) -> None:
         """Add an answer to whatever the parameters are by now, unless it has been settled, or was added before."""
         shared, neighbour = self._shared, self._neighbour
         neighbour.acknowledge(answer.sequence)
         out = neighbour.out
         if shared.is_meeting or answer.round != shared.members.round or not out or out.sequence != answer.sequence:
             return
-        if layers:
-            if layers != list(out.layers):
+        if chunks:
+            if chunks != list(out.chunks):
                 raise Garbage("an answer that was not asked for")
             shared.add(values, out.weight / shared.weight)
         shared.tally.delivered(neighbour.was_answered())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 
 import torch
 
@@ -19,7 +18,7 @@ MESSAGE = 0
 
 
 class Sender:
-    """Sends layers that have been updated; the newest values only, and to neighbours that have received the last ones.
+    """Sends chunks that have been updated; the newest values only, and to neighbours that have received the last ones.
 
     Args:
         shared: with the exchange's other threads.
@@ -42,24 +41,25 @@ class Sender:
 
     def send_due(self) -> None:
         """Send what is due now; what nobody can be sent now stays due."""
-        wire, layers = self._shared.wire, self._due.layers()
-        while layers and (neighbour := self._choose()):
-            count = wire.fill(layers)
-            self._send(neighbour, layers[:count])
-            layers = layers[count:]
+        wire, chunks = self._shared.wire, self._due.chunks()
+        while chunks and (neighbour := self._choose()):
+            count = wire.fill(chunks)
+            self._send(neighbour, chunks[:count])
+            chunks = chunks[count:]
 
     def _choose(self) -> Neighbour | None:
         shared = self._shared
         with shared.changed:
             if shared.is_meeting or shared.is_closed:
                 return None
-            ready = [rank for rank, neighbour in shared.neighbours.items() if neighbour.is_ready]
-            chosen = self._peers.choose(shared.rank, shared.members.alive, ready)
+            linked = [rank for rank, neighbour in shared.neighbours.items() if neighbour.link]
+            ready = [rank for rank in linked if shared.neighbours[rank].is_ready]
+            chosen = self._peers.choose(shared.rank, linked, ready)
             return None if chosen is None else shared.neighbours[chosen]
 
     @torch.no_grad()
-    def _send(self, neighbour: Neighbour, layers: list[int]) -> None:
-        """Send these layers as they are now.
+    def _send(self, neighbour: Neighbour, chunks: list[int]) -> None:
+        """Send these chunks as they are now.
 
         Guarantees: they are out until they are answered or forgotten. The race that is wanted: workers write θ while
         it is copied, so a layer may travel half updated.
@@ -70,15 +70,15 @@ class Sender:
             if shared.is_meeting or link is None or not neighbour.is_ready:
                 return
             besides = shared.questions_out
-            number = neighbour.ask(layers, shared.weight)
-            header = Header(Kind.LAYERS, shared.rank, number, shared.members.round, shared.weight, besides)
-            message = wire.write(neighbour.sent, header, layers)
-            for layer in layers:
-                shared.tally.superseded += max(0, self._due.sent(layer) - 1)
+            number = neighbour.ask(chunks, shared.weight)
+            header = Header(Kind.CHUNKS, shared.rank, number, shared.members.round, shared.weight, besides)
+            message = wire.write(neighbour.sent, header, chunks)
+            for chunk in chunks:
+                shared.tally.superseded += max(0, self._due.sent(chunk) - 1)
             device = shared.replica.device
             with device.use(shared.stream):
-                values = list(itertools.chain.from_iterable(wire.values(message, layers)))
-                parameters = [shared.parameters[name].data for name, _ in values]
+                values = wire.values(message, chunks)
+                parameters = [part.of(shared.parameters) for part, _ in values]
                 torch._foreach_copy_([value for _, value in values], parameters, non_blocking=True)
                 device.finish(shared.stream)
             shared.tally.sent(message.numel())

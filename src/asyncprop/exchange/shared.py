@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 
@@ -29,26 +28,25 @@ class Shared:
         changed: the lock of all below, and where threads wait for its changes.
         due: set when there may be something to send.
         weight: of this rank.
+        offered: of its weight, what a rank that joins may be given; it is not in `weight`.
         is_meeting: from this rank's coming to a meeting until it has the result: nothing is sent, merged or given.
-        meetings: how many are over.
         is_closed: everything is to end.
         neighbours: by rank; replaced, never changed, so that it can be read without the lock.
-        updates: of each layer since it was last sent (see `LayerGossip.landed`).
+        updates: of each chunk since it was last sent (see `LayerGossip.landed`).
     """
 
     def __init__(self, replica: Replica, members: Members, store: Store, wire: Wire, tally: GossipTally) -> None:
         self.replica, self.members, self.store, self.wire, self.tally = replica, members, store, wire, tally
         self.parameters = dict(replica.model.named_parameters())
         self.stream = replica.device.stream("exchange")
-        self.weight = FAIR_SHARE
-        self.updates = [0] * len(replica.layers)
+        self.weight, self.offered = FAIR_SHARE, 0.0
+        self.updates = [0] * wire.count
         self.unsent_bytes = 0
         self.buffers = Buffers(replica.device.buffer, wire.message_bytes)
         self.neighbours: dict[int, Neighbour] = {}
         self.changed = threading.Condition()
         self.due = threading.Event()
         self.is_meeting = self.is_closed = False
-        self.meetings = 0
         self._threads: list[threading.Thread] = []
 
     @property
@@ -75,20 +73,27 @@ class Shared:
 
         For calls that take many tensors: each call of its own would take Python's lock from the workers.
         """
-        parameters = [self.parameters[name].data for name, _ in values]
+        parameters = [part.of(self.parameters) for part, _ in values]
         pairs = zip(values, parameters, strict=True)
         return parameters, [value.to(own.device, own.dtype, non_blocking=True) for (_, value), own in pairs]
 
     def undo(self, given: Given) -> None:
         """Take back what an answer has moved the parameters by. Whoever calls holds the lock."""
-        values = list(itertools.chain.from_iterable(self.wire.values(given.message, given.layers)))
         self.tally.undone += 1
-        self.add(values, given.weight / self.weight)
+        self.add(self.wire.values(given.message, given.chunks), given.weight / self.weight)
 
     def begin_meeting(self) -> None:
-        """Send, merge and give nothing any more."""
+        """Send, merge and give nothing any more: what is offered counts at this meeting as this rank's own."""
         with self.changed:
             self.is_meeting = True
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Offer nothing any more. Whoever calls holds the lock.
+
+        What this rank has become since it offered is what its whole weight counts for: so much moves the mean.
+        """
+        self.weight, self.offered = self.weight + self.offered, 0.0
 
     def end_meeting(self, weight: float = FAIR_SHARE) -> None:
         """Go on, with this weight. What was updated before needs no sending."""
@@ -96,7 +101,6 @@ class Shared:
             self.weight = weight
             self.updates[:] = [0] * len(self.updates)
             self.is_meeting = False
-            self.meetings += 1
             self.changed.notify_all()
 
     def start(self, name: str, work: Callable[[], None]) -> threading.Thread:

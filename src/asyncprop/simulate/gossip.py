@@ -57,7 +57,7 @@ class Gossip(Group):
     def landed(self, rank: int, layer: int) -> None:
         """Count an update, and let the sender go if something is due."""
         self._updates[rank][layer] += 1
-        if self._due[rank].layers():
+        if self._due[rank].chunks():
             self._call(rank)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Gossip(Group):
             self._calls[rank].notify_all()
 
     def _next(self, rank: int) -> int | None:
-        due = [] if self._is_meeting else self._due[rank].layers()
+        due = [] if self._is_meeting else self._due[rank].chunks()
         return due[0] if due else None
 
     def _send(self, rank: int) -> None:
