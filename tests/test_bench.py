@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from asyncprop import Coupled, Decoupled
-from asyncprop.bench import exchange, gpu, memory_ranks, partition, plan, trace
+from asyncprop.bench import events, exchange, gpu, memory_ranks, partition, plan, trace
 from asyncprop.bench.contestants import Async, Contestant, Ddp, Loop
 from asyncprop.bench.engine import Entry, Measured, entries, figures, measure
 from asyncprop.bench.memory import AllForwardFirst
 from asyncprop.bench.nearness import Nearness
 from asyncprop.bench.virtual import bench_virtual
 from asyncprop.bench.workloads import WORKLOADS, Workload, choose
+from asyncprop.devices import available_cores
 from asyncprop.report.plans import plans_markdown, print_plans
 from asyncprop.report.tables import (
     print_bench,
@@ -272,6 +273,7 @@ def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp
     labels = [choice["choice"] for choice in row["choices"]]
     assert len(set(labels)) == len(labels)
     assert {"SGD, 1 intra-op thread", row["best"], *(one["choice"] for one in row["advice"])} <= set(labels)
+    assert (f"torch DDP, {available_cores()} processes" in labels) == (available_cores() > 1)
     assert all([len(rounds) for rounds in choice["rounds_s"]] == [3, 3] for choice in row["choices"])
     assert row["best_s"] == min(choice["measured_s"] for choice in row["choices"])
     assert all(choice["planned_s"] > 0 for choice in row["choices"])
@@ -289,8 +291,8 @@ def test_every_choice_of_a_plan_is_measured(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_the_ratio_of_advice_is_a_median_of_all_rounds_and_plans() -> None:
     workers = Choice(Coupled(2, 1), 1.0, 0.5, "", 0)
-    loop = Choice(None, 2.0, 0.0, "", 0, measured=True)
-    faster = replace(loop, seconds_per_batch=0.5)
+    loop = Choice(None, None, 0.0, "", 0, measured_s=2.0)
+    faster = replace(loop, measured_s=0.5)
     costs = LayerCosts((), (), (), ())
     plans = [
         Plan((), costs, costs, 0, 0, (workers, loop), loop),
@@ -331,3 +333,15 @@ def test_costs_of_tracing_are_medians_with_their_errors() -> None:
     row = trace.figures(SMALL, {"free": [1.0, 2.0, 4.0], "traced": [1.1, 2.0, 4.8]})
     assert row["traced_ratio"] == pytest.approx(1.1)
     assert row["traced_error"] == pytest.approx(1.25 * 0.1 / 3**0.5)
+
+
+def test_what_a_simulation_costs_is_told_by_layer_events() -> None:
+    made = events.bench_events(io.StringIO(), rounds=2, layers=(2, 4), workers=(1, 3))
+    rows = {(row["layers"], row["workers"]): row for row in made["rows"]}
+    assert rows.keys() == {(2, 1), (2, 3), (4, 1), (4, 3)}
+    assert rows[4, 3]["layer_events"] == 4 * 3 * 4 * 3  # passes, workers, layers, moments
+    assert rows[4, 3]["events"] - rows[2, 3]["events"] == pytest.approx(
+        3 * (rows[4, 1]["events"] - rows[2, 1]["events"]), rel=0.1
+    )  # what a layer adds does not depend on how many workers there are
+    assert len(rows[2, 1]["rounds_s"]) == 2
+    assert "µs per layer event" in events.events_markdown(made)

@@ -6,13 +6,16 @@ from statistics import fmean
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 import asyncprop as ap
 from asyncprop.clock import Clock
-from asyncprop.config import TrainConfig
+from asyncprop.config import SimulateConfig, TrainConfig
 from asyncprop.delay import Delay, Delays, parse_delays
+from asyncprop.exchange import Members
 from asyncprop.methods import trainer
 from asyncprop.methods.trainer import Extent, open_trainer
+from asyncprop.simulate.session import SimulatedSession
 from asyncprop.testing import TINY, cross_entropy
 
 
@@ -80,6 +83,8 @@ def test_as_the_command_has_them() -> None:
         ("seconds=-1", "seconds must be a number >= 0"),
         ("factor=0.5", "factor must be a number >= 1"),
         ("every=0", "every must be >= 1"),
+        ("rank=-1", "rank must be >= 0 .got -1."),
+        ("worker=-2", "worker must be >= 0 .got -2."),
         ("distribution=normal", "distribution must be"),
     ],
 )
@@ -116,6 +121,56 @@ def test_a_factor_of_one_rank_alone_needs_no_name() -> None:
     options = TrainConfig(task="digits", method="ddp", delay="factor=3")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert open_trainer(options, "ddp", model, optimizer, cross_entropy, extent=Extent(4, 1))
+
+
+@pytest.mark.parametrize("method", ["ddp", "lapsgd"])
+def test_a_delay_of_a_rank_that_there_is_not_is_refused(method: str) -> None:
+    model = TINY["mlp"].seeded_model()
+    options = TrainConfig(task="digits", method=method, delay="rank=1,seconds=1;rank=2,seconds=1")
+    with pytest.raises(ValueError, match=r"delay: rank must be < 2, the number of ranks, .* \(got 2\)"):
+        open_trainer(
+            options, method, model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy, extent=Extent(4, 1, 2)
+        )
+
+
+def test_a_rank_that_may_join_can_be_slowed() -> None:
+    members = Members(HashStore(), 2, 0)
+    model = TINY["mlp"].seeded_model()
+    options = TrainConfig(task="digits", method="layup", delay="rank=2,seconds=1")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert open_trainer(options, "layup", model, optimizer, cross_entropy, extent=Extent(4, 1, 2), members=members)
+
+
+@pytest.mark.parametrize(
+    ("workers", "turn", "count"),
+    [(ap.Coupled(2), "free", 2), (ap.Decoupled(1, 2), "free", 3), (ap.Decoupled(1, 2), "lockstep", 1)],
+)
+def test_a_delay_of_a_worker_that_there_is_not_is_refused(workers, turn, count: int) -> None:
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    made = {"workers": workers, "turn": turn}
+    assert ap.Engine(model, optimizer, cross_entropy, **made, delays=[Delay(worker=count - 1, seconds=1)])
+    message = rf"delay: worker must be < {count}, the number of workers, .* \(got {count}\)"
+    with pytest.raises(ValueError, match=message):
+        ap.Engine(model, optimizer, cross_entropy, **made, delays=[Delay(worker=count, seconds=1)])
+
+
+@pytest.mark.parametrize(
+    ("method", "delay", "message"),
+    [
+        ("sgd", "rank=1,seconds=1", "rank must be < 1"),
+        ("sgd", "worker=1,seconds=1", "worker must be < 1"),
+        ("ddp", "rank=3,seconds=1", "rank must be < 3"),
+        ("ddp", "worker=1,seconds=1", "worker must be < 1"),
+        ("layup", "rank=3,seconds=1", "rank must be < 3"),
+        ("async-lu", "rank=1,seconds=1", "rank must be < 1"),
+        ("async-lu", "worker=3,seconds=1", "worker must be < 3"),
+    ],
+)
+def test_a_simulation_refuses_them_too(method: str, delay: str, message: str) -> None:
+    """Three devices: a replica on each, or, for async-lu, three threads of one."""
+    with pytest.raises(ValueError, match=f"delay: {message}"):
+        SimulatedSession(SimulateConfig(task="digits", method=method, delay=delay))
 
 
 def test_an_engine_that_fails_does_not_wait_for_its_delays() -> None:

@@ -15,6 +15,7 @@ from asyncprop.bench.fleets import Point, bench_fleets, best_of
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "GRID", ((0.1, 0.9), (0.1, 0.0)))
     monkeypatch.setattr(fleets, "TASK", {**fleets.TASK, "train_samples": 64, "test_samples": 50, "epochs": 2})
+    monkeypatch.setattr(fleets, "LEAST_STEPS", 1)
 
 
 def test_runs_are_kept_and_each_method_has_its_best(small: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_runs_are_kept_and_each_method_has_its_best(small: None, tmp_path, monke
         plot_fleets(found, tmp_path / "fleets.txt")
 
 
-KEPT = {"task": fleets.TASK, "straggler_s": fleets.STRAGGLER_S, "runs": []}
+KEPT = {"task": fleets.TASK, "least_steps": fleets.LEAST_STEPS, "straggler_s": fleets.STRAGGLER_S, "runs": []}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ KEPT = {"task": fleets.TASK, "straggler_s": fleets.STRAGGLER_S, "runs": []}
             r"json must keep runs of the same fleets .* differs in task\)",
         ),
         ({**KEPT, "straggler_s": 1.0}, r"differs in straggler_s\)"),
+        ({"task": fleets.TASK, "straggler_s": fleets.STRAGGLER_S, "runs": []}, r"differs in least_steps\)"),
         ({"rows": []}, "json must be a new file, or one that bench fleets has written"),
         ([], "json must be a new file, or one that bench fleets has written"),
     ],
@@ -66,8 +68,8 @@ def test_runs_of_another_task_or_straggler_are_not_mixed_in(kept: Any, message: 
 
 def test_the_picture_says_what_was_not_reached(tmp_path) -> None:
     runs = [
-        {"method": method, "devices": count, "straggler": straggler, "best_metric": 0.5, "seed": 0, "lr": 0.1,
-         "momentum": 0.0, "time_to_target_s": None if (method, count) == ("ddp", 8) else 1.0 + straggler}
+        {"method": method, "devices": count, "straggler": straggler, "best_metric": 0.5, "diverged": False, "seed": 0,
+         "lr": 0.1, "momentum": 0.0, "time_to_target_s": None if (method, count) == ("ddp", 8) else 1.0 + straggler}
         for method in ("ddp", "layup") for count in (3, 8) for straggler in (False, True)
     ]  # fmt: skip
     plot_fleets({"runs": runs, "task": {"target": 0.85}}, tmp_path / "fleets.svg")
@@ -83,7 +85,9 @@ def test_a_sweep_ends_where_smaller_steps_are_slower(small: None, monkeypatch: p
     seconds = {0.4: None, 0.2: 3.0, 0.1: 4.0, 0.05: 1.0}
 
     def run(point: Point) -> dict[str, Any]:
-        return {"time_to_target_s": seconds[point.lr], "best_metric": 0.0, "computing_s": 0.0}
+        return {
+            "time_to_target_s": seconds[point.lr], "best_metric": 0.0, "computing_s": 0.0, "diverged": False,
+        }  # fmt: skip
 
     monkeypatch.setattr(fleets, "_run", run)
     found = bench_fleets("2", "ddp", None, io.StringIO())
@@ -101,6 +105,23 @@ def test_cells_are_means_over_seeds_or_say_how_many_got_there() -> None:
     assert fleet_tables._time([reached, missed]) == "not reached (0.500) in 1 of 2"
     assert fleet_tables._time([{**missed, "diverged": True}] * 2) == "diverged"
     assert fleet_tables._time([]) == "–"
+
+
+def test_what_diverged_is_the_best_only_where_all_did() -> None:
+    point = {"method": "ddp", "devices": 2, "straggler": False, "seed": 0, "time_to_target_s": None}
+    lucky = {**point, "lr": 0.1, "best_metric": 0.6, "diverged": True}
+    steady, reached = {**point, "lr": 0.05, "best_metric": 0.5, "diverged": False}, {**point, "time_to_target_s": 1.0}
+    assert best_of([lucky, steady], "ddp", 2) is steady
+    assert best_of([lucky, {**lucky, "best_metric": 0.7}], "ddp", 2) == {**lucky, "best_metric": 0.7}
+    reached |= {"lr": 0.02, "best_metric": 0.4, "diverged": False}
+    assert best_of([lucky, steady, reached], "ddp", 2) is reached
+
+
+@pytest.mark.parametrize(("devices", "epochs"), [(3, 25), (100, 25), (128, 32), (256, 64)])
+def test_each_of_many_devices_makes_enough_steps(devices: int, epochs: int) -> None:
+    config = Point("ddp", devices, False, 0.1, 0.0, 0).config()
+    assert config.epochs == epochs
+    assert epochs * 256 // devices >= 64
 
 
 def test_a_row_may_have_options() -> None:

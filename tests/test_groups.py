@@ -1,7 +1,9 @@
 """Groups: how replicas in one process meet in virtual time, each way beside its arithmetic by hand."""
 
 import threading
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from asyncprop.devices import CpuDevice
 from asyncprop.engine.exchange import Replica
 from asyncprop.engine.layers import find_layers
 from asyncprop.simulate import VirtualTime
-from asyncprop.simulate.costs import LayerCosts
+from asyncprop.simulate.costs import Draws, LayerCosts
 from asyncprop.simulate.gossip import Gossip
 from asyncprop.simulate.groups import Averages, Group
 from asyncprop.simulate.in_step import Buckets, Gradients, InStep, Parameters
 from asyncprop.simulate.loop import VirtualLoop
+from asyncprop.testing import TINY, cross_entropy, same_state, twins
 
 NEVER = threading.Event()
 COSTS = LayerCosts((1.0,), (2.0,), (1.0,), (4.0,))  # forward, backward, update, transfer: of two ranks, an all-reduce
@@ -118,6 +121,14 @@ def test_gossip_has_the_options_of_the_real_one(options, landed, weights) -> Non
 # ---- in step
 
 
+def run_all(time: VirtualTime, targets: list[Callable[[], object]]) -> None:
+    threads = [time.thread(target, (), f"asyncprop-{rank}") for rank, target in enumerate(targets)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def train(
     meeting: InStep, targets: list[float], steps: int, speeds: tuple[float, ...] = (1.0, 0.5), slow: Delay | None = None
 ):
@@ -136,12 +147,21 @@ def train(
         for _ in loops[rank].run([(torch.ones(1, 1), torch.full((1, 1), targets[rank]))] * steps):
             seen[rank].append((models[rank].weight.item(), meeting.time.now()))
 
-    threads = [meeting.time.thread(drive, (rank,), f"asyncprop-{rank}") for rank in range(len(targets))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(meeting.time, [partial(drive, rank) for rank in range(len(targets))])
     return seen, models
+
+
+def train_in_step(meeting: InStep, costs: LayerCosts, speeds: tuple[float, ...], steps: int) -> None:
+    """Train a model of as many layers on each rank."""
+    model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in costs.forward_s))
+    loops = [
+        VirtualLoop(
+            model, torch.optim.SGD(model.parameters(), lr=0.0), lambda m, b: m(b).sum(), time=meeting.time, costs=costs,
+            speed=speed, seed=rank, delays=Delays((), 0, clock=meeting.time), trace=None, meeting=meeting,
+        )
+        for rank, speed in enumerate(speeds)
+    ]  # fmt: skip
+    run_all(meeting.time, [lambda loop=loop: list(loop.run([torch.ones(1, 1)] * steps)) for loop in loops])
 
 
 def test_averaged_gradients_keep_all_equal_and_wait_for_the_slowest() -> None:
@@ -224,11 +244,7 @@ def test_steps_tell_the_passes_from_the_wait_for_others() -> None:
         for step in loops[rank].run([torch.ones(1, 1)]):
             took[rank].append((step.forward_s, step.backward_s, step.waited_s))
 
-    threads = [meeting.time.thread(drive, (rank,), f"asyncprop-{rank}") for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_all(meeting.time, [partial(drive, rank) for rank in range(2)])
     assert took == [[(1.0, 3.0, 7.0)], [(2.0, 6.0, 4.0)]]
 
 
@@ -238,21 +254,58 @@ def test_what_travels_while_passes_go_on_costs_nothing() -> None:
     ends = {}
     for kind in (InStep, Gradients, Buckets):
         meeting = kind(VirtualTime(), costs, 2)
-        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(4)))
-        loops = [
-            VirtualLoop(
-                model, torch.optim.SGD(model.parameters(), lr=0.0), lambda m, b: m(b).sum(), time=meeting.time,
-                costs=costs, speed=1.0, delays=Delays((), 0, clock=meeting.time), trace=None, meeting=meeting,
-            )
-            for _ in range(2)
-        ]  # fmt: skip
-        threads = [
-            meeting.time.thread(lambda loop=loop: list(loop.run([torch.ones(1, 1)] * 3)), (), "asyncprop-loop")
-            for loop in loops
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        train_in_step(meeting, costs, (1.0, 1.0), 3)
         ends[kind] = meeting.time.now()
     assert ends == {InStep: 9.0, Gradients: 10.5, Buckets: 9.0}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "end"),
+    [
+        ((1.0, 1.0), 3.0 + 2.5),  # transfers of 1 s queue for the link once the last layer is ready
+        ((0.125, 0.125), 24.0 + 1.0),  # layers of 4 s hide all but the last
+        ((1.0, 0.125), 24.0 + 1.0),
+        ((0.5, 0.25), 12.0 + 1.0),
+    ],
+)
+def test_what_an_all_reduce_has_left_is_beside_the_slowest_pass(speeds: tuple[float, ...], end: float) -> None:
+    """Of two ranks, each parameter travels once."""
+    costs = LayerCosts((0.25,) * 4, (0.5,) * 4, (0.0,) * 4, (1.0,) * 4)
+    meeting = Gradients(VirtualTime(), costs, 2)
+    train_in_step(meeting, costs, speeds, 1)
+    assert meeting.time.now() == end
+
+
+def test_what_an_all_reduce_has_left_varies_with_the_passes() -> None:
+    """In each round both layers are ready last on the rank that draws the longer pass."""
+    costs = LayerCosts((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (2.0, 2.0), variation=0.5)
+    meeting = Gradients(VirtualTime(), costs, 2)
+    train_in_step(meeting, costs, (1.0, 1.0), 6)
+    draws, end = [Draws(0.5, seed) for seed in (0, 1)], 0.0
+    for batch in range(6):
+        longest = max(draw.of(batch) for draw in draws)
+        end += max(3 * longest + 2.0, 4 * longest) + 2.0
+    assert meeting.time.now() == pytest.approx(end)
+
+
+def test_ranks_in_step_settle_with_the_buffers_of_the_first() -> None:
+    """As DistributedDataParallel has it; each rank has seen other batches."""
+    tiny, time = TINY["resnet"], VirtualTime()
+    models = twins(tiny.seeded_model())
+    layers = len(find_layers(models[0], [name for name, _ in models[0].named_parameters()]))
+    costs = LayerCosts(*[(1.0,) * layers] * 4)
+    meeting = Gradients(time, costs, 2)
+    loops = [
+        VirtualLoop(
+            model, torch.optim.SGD(model.parameters(), lr=0.01), cross_entropy, time=time, costs=costs, speed=1.0,
+            delays=Delays((), 0, clock=time), trace=None, meeting=meeting,
+        )
+        for model in models
+    ]  # fmt: skip
+    run_all(time, [lambda rank=rank: list(loops[rank].run(tiny.batches(2, seed=rank))) for rank in range(2)])
+    first, second = (model.state_dict() for model in models)
+    before = {name: tensor.clone() for name, tensor in first.items()}
+    assert not same_state(first, second)
+    meeting.settle()
+    assert same_state(before, first)
+    assert same_state(before, second)

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from statistics import fmean, stdev
 
@@ -14,7 +15,8 @@ from asyncprop.engine import Coupled, Decoupled, LayerUpdate
 from asyncprop.simulate import Machine, advice, planning, read_costs, trial
 from asyncprop.simulate.choices import Choice, best, candidates, finalists_of, label
 from asyncprop.simulate.costs import KINDS, LayerCosts, write_costs
-from asyncprop.simulate.measure import costs_of
+from asyncprop.simulate.ddp import Ddp
+from asyncprop.simulate.measure import costs_of, optimizer_like
 from asyncprop.simulate.planning import Plan, activations_bytes, plan
 from asyncprop.simulate.predict import Prediction, predict
 from asyncprop.testing import TINY, cross_entropy, same_state
@@ -63,13 +65,15 @@ VARIED = replace(COSTS, variation=0.25)
         (Coupled(1), 1, 9.0),
         (Coupled(2), 2, 4.5),
         (Coupled(2), 1, 9.0),
+        (Coupled(3), 3, 3.0),  # passes end three at a time
+        (Coupled(12), 12, 0.75),
         (Decoupled(1, 2, lanes=3), 3, 3.0),  # backward threads bind: 6 / 2
         (Decoupled(1, 1, lanes=2), 2, 6.0),
         (Decoupled(2, 2, lanes=2), 2, 4.5),  # lanes bind: 9 / 2
     ],
 )
 def test_predictions_are_exact_where_a_bound_binds(workers, slots: int, seconds: float) -> None:
-    assert predict(COSTS, workers, [Machine(slots=slots)]).seconds_per_batch == pytest.approx(seconds, rel=0.05)
+    assert predict(COSTS, workers, [Machine(slots=slots)]).seconds_per_batch == pytest.approx(seconds, rel=1e-6)
 
 
 def test_block_updates_are_staler_than_layer_updates() -> None:
@@ -166,10 +170,37 @@ def test_a_plan_measures_and_leaves_everything_as_it_was(name: str) -> None:
     assert {type(choice.workers) for choice in found.choices} == {type(None), Decoupled, Coupled}
     assert found.advice in found.choices
     assert found.advice.measured
+    assert {choice.ranks for choice in found.choices} == {1}  # no process of DDP can be handed this loss
+    assert all(choice.predicted_s for choice in found.choices if choice.workers)
     assert sum(choice.workers is None and choice.measured for choice in found.choices) == 2
     assert found.workers.lanes_on(2) >= 1
     with ap.Engine(model, optimizer, cross_entropy, workers=found.workers) as engine:
         assert len(list(engine.run(tiny.batches(2)))) == 2
+
+
+def test_planning_does_not_diverge_whatever_the_learning_rate() -> None:
+    """One step of this size makes every later loss infinite."""
+
+    def square(model, batch):
+        return model(batch[0]).square().mean()
+
+    tiny = TINY["mlp"]
+    model = tiny.seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    assert plan(model, square, tiny.batches(2), optimizer, passes=4, cores=2).advice.measured
+    assert planning.plan_decoupled(model, square, tiny.batches(2), optimizer, LayerUpdate(), 4)
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)])
+def test_a_copied_optimizer_is_at_rest(lr) -> None:
+    model, own = TINY["mlp"].seeded_model(), TINY["mlp"].seeded_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    (group,) = optimizer_like(optimizer, model, own).param_groups
+    assert group["params"] == list(own.parameters())
+    assert type(group["lr"]) is type(lr)
+    assert group["lr"] == 0
+    assert getattr(group["lr"], "dtype", None) == getattr(lr, "dtype", None)
+    assert optimizer.param_groups[0]["lr"] is lr
 
 
 @pytest.mark.parametrize(("second_s", "chosen"), [(2.0, (1, 2)), (1.1, (2, 2))])
@@ -180,7 +211,7 @@ def test_auto_never_takes_more_lanes_than_cores(monkeypatch, second_s: float, ch
         seconds = {(1, 2, 2): 1.0, (2, 2, 2): second_s}.get((workers.forward, workers.backward, workers.lanes), 3.0)
         return Prediction(0.5 if workers.lanes == 3 else seconds, 0.0)
 
-    def time_them(model, optimizer, loss_fn, batches, update, choices, passes) -> list[float]:
+    def time_them(model, optimizer, loss_fn, batches, update, choices, passes, make) -> list[float]:
         assert len(choices) == 2
         return [1.0 if choice.workers.forward == 2 else 2.0 for choice in choices]
 
@@ -213,10 +244,72 @@ def test_choices_that_may_be_the_fastest_are_timed_three_times_as_often(monkeypa
     assert calls[: 2 * 3] == ["a", "b", "c", "b", "c", "a"]  # whoever is first changes
 
 
+def test_ddp_is_tried_in_turn_with_the_others(monkeypatch) -> None:
+    """By processes that are there before anything is timed."""
+    calls: list[str] = []
+
+    class Fake:
+        def __init__(self, make, ranks: int) -> None:
+            calls.append(f"{make} {ranks}")
+
+        def __enter__(self) -> "Fake":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            calls.append("ended")
+
+        def slice(self, least: int, least_s: float) -> float:
+            calls.append(f"ddp {least}")
+            return 0.5
+
+    def slice_of(trainer, choice: Choice, batches, least: int) -> float:
+        calls.append(f"loop {least}")
+        return 1.0
+
+    monkeypatch.setattr(trial, "Ddp", Fake)
+    monkeypatch.setattr(trial, "_slice", slice_of)
+    model = TINY["mlp"].seeded_model()
+    given = model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy, TINY["mlp"].batches(1), LayerUpdate()
+    choices = [choice(1.0, 0.0), replace(choice(1.0, 0.0), ranks=3)]
+    assert trial.time_choices(*given, choices, 6 * trial.ROUNDS, "make") == [1.0, 0.5]
+    assert calls[:6] == ["make 3", "ddp 1", "loop 6", "ddp 6", "ddp 6", "loop 6"]
+    assert calls[-1] == "ended"
+
+
+def test_ddp_trains_in_processes_of_its_own() -> None:
+    with Ddp(partial(advice.make_task, "digits", 8, 16, None), 2) as ddp:
+        assert ddp.slice(2, 0.0) > 0
+        assert ddp.slice(1, 1e-3) > 0
+    with Ddp(partial(advice.make_task, "no-such-task", None, None, None), 1) as ddp:
+        with pytest.raises(RuntimeError, match="torch DDP: ValueError: task must be one of"):
+            ddp.slice(1, 0.0)
+        with pytest.raises(RuntimeError, match="torch DDP: a process has ended"):
+            ddp.slice(1, 0.0)
+
+
+def told(*choices: Choice) -> str:
+    stream = io.StringIO()
+    advice.print_plan(Plan(("0", "1"), COSTS, COSTS, 0, 0, choices, best(choices)), stream)
+    return " ".join(stream.getvalue().split())
+
+
+def test_ddp_is_advised_where_it_is_the_fastest_and_what_it_changes_is_told() -> None:
+    ddp = Choice(None, None, 0.0, "the slowest process", 0, ranks=2, measured_s=0.9)
+    loop = Choice(None, None, 0.0, "one pass at a time", 0, 2, measured_s=1.0)
+    two = Choice(Coupled(2), 0.8, 0.5, "cores", 0, measured_s=1.1)
+    text = told(ddp, loop, two)
+    assert "Advice: torch DDP, 2 processes. Nothing is faster by more than 2 %" in text
+    assert "(--method ddp --ranks 2). But each process has a batch a step: 2 times the batch size" in text
+    assert "800.00 │ 1100.00" in text  # what was predicted of a choice is told beside its time
+    assert "– │ 900.00" in text
+    assert "Advice: SGD, 2 intra-op threads." in told(replace(ddp, measured_s=0.99), loop, two)
+    assert "Advice: 2 coupled workers." in told(replace(two, measured_s=0.8), ddp, loop)
+
+
 def test_what_all_cores_busy_would_take_is_told_as_of_traced_passes(monkeypatch) -> None:
     """9 s of passes on two cores; a choice that was tried, without tracing, may be faster."""
     monkeypatch.setattr(advice, "available_cores", lambda: 2)
-    tried = replace(choice(4.0, 0.5, Coupled(2)), measured=True)
+    tried = replace(choice(4.2, 0.5, Coupled(2)), measured_s=4.0)
     stream = io.StringIO()
     advice.print_plan(Plan(("0", "1"), COSTS, COSTS, 0, 0, (tried,), tried), stream)
     assert "By traced passes, all cores busy would take about 4500.00 ms per batch." in stream.getvalue()

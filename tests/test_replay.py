@@ -104,6 +104,20 @@ def test_stale_passes_replay_to_the_bit() -> None:
     assert first[0][1] != in_turn[0][1]
 
 
+def test_by_other_arithmetic_a_replay_is_the_same_but_for_rounding() -> None:
+    """As on another machine, sums are taken in another order: over the samples of a batch, from last to first."""
+    tiny, recorder = TINY["mlp"], ap.Recorder()
+    options = {"workers": ap.Coupled(3), "update": "layer"}
+    batches, together = tiny.batches(6), meeting(threading.Barrier(3))
+    first = train(tiny.seeded_model(), Ordered(), batches, trace=recorder, loss_fn=together, **options)[0]
+    backwards = [tuple(tensor.flip(0) for tensor in batch) for batch in batches]
+    again = train(tiny.seeded_model(), Replay(recorder.trace()), backwards, **options)[0]
+    in_turn = train(tiny.seeded_model(), "lockstep", batches, **options)[0]
+    assert again != first
+    rounding, interleaving = (max(abs(other[n] - first[n]) / first[n] for n in first) for other in (again, in_turn))
+    assert rounding < 1e-6 < 100 * 1e-6 < interleaving
+
+
 class BeginTogether(Replay):
     """Lets neither of the first two passes ask for its lane before both are about to."""
 
@@ -263,6 +277,12 @@ def test_where_two_runs_differ_first_is_told(run_folder, tmp_path) -> None:
     worse = [{**row, "loss": 1.0} if row["batch"] >= 7 else row for row in rows]
     (other / "steps.jsonl").write_text("\n".join(map(json.dumps, worse)))
     assert str(first_difference(run_folder, other)).startswith("the loss of batch 7 is ")
+    off = {5: 1e-6, 9: 3e-6}
+    near = [{**row, "loss": row["loss"] * (1 + off.get(row["batch"], 0))} for row in rows]
+    (other / "steps.jsonl").write_text("\n".join(map(json.dumps, near)))
+    told = str(first_difference(run_folder, other))
+    assert told.startswith("the loss of batch 5 is ")
+    assert told.endswith("; the largest difference is 3.0e-06 of a loss, at batch 9")
     (other / "steps.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
     assert first_difference(run_folder, other) == "20 batches, 19 batches"
 

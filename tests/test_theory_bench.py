@@ -1,7 +1,8 @@
 """The measurements of theory run, small; what they measure is checked in the other files. No time is depended on."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,6 +36,37 @@ def test_speed_and_staleness_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = speed.speed_rows(1)
     assert [row.section for row in rows] == ["speed-up"] * 4 + ["staleness"] * 8
     assert all(len(row.measured) == 1 and min(row.measured) >= 0 for row in rows)
+
+
+class Bursts:
+    """An engine of three lanes, whose passes end together, each burst 3 s after the one before, and the last 1 s."""
+
+    now = 0.0
+
+    def __init__(self, *trained: object, **options: object) -> None: ...
+
+    def __enter__(self) -> "Bursts":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def statistics(self) -> SimpleNamespace:
+        return SimpleNamespace(lanes=3)
+
+    def run(self, batches: Iterator[object]) -> Iterator[int]:
+        count = len(list(batches))
+        for number in range(count):
+            Bursts.now += (number % 3 == 0) * (1.0 if number >= count - 3 else 3.0)
+            yield number
+
+
+@pytest.mark.parametrize("batches", [8, 9, 10])
+def test_the_steady_state_is_whole_bursts(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=lambda: Bursts.now)
+    set_all(monkeypatch, speed, Engine=Bursts, time=clock, COMPUTING_BATCHES=batches)
+    seconds, steps = speed._steady_state(SMALL, Decoupled(1, 2, lanes=3), 0)
+    assert seconds == 1.0
+    assert len(steps) == -(-batches // 3) * 3
 
 
 def test_variance_rows(monkeypatch: pytest.MonkeyPatch) -> None:

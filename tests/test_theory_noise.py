@@ -204,6 +204,15 @@ def test_a_delay_of_one_update_by_hand() -> None:
         assert float(delayed_covariance(one(b), one(1.0), 1.0, (0, 1.0))) == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("delays", [[1.0], [0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.2, 0.5, 0.0, 0.3]])
+def test_to_first_order_a_delay_adds_its_mean_and_a_half(delays: list[float]) -> None:
+    """Variance × 2b, with b = eta a: c(tau) = (1 - b tau) c(0), and 2b c(tau) = b² c(0) + 1, so 1 + b (tau + 1/2)."""
+    tau = sum(delay * share for delay, share in enumerate(delays))
+    for b in (1e-2, 1e-3, 1e-4):
+        excess = 2 * b * float(delayed_covariance(one(b), one(1.0), 1.0, delays)) - 1
+        assert excess / b == pytest.approx(tau + 0.5, abs=10 * b)
+
+
 def test_long_delays_and_small_steps_approach_the_delayed_differential_equation() -> None:
     """The variance of dx = -b x(t - tau) dt + dW is (1 + sin(b tau)) / (2 b cos(b tau)) (Küchler, Mensch 1992)."""
     b_tau, tau = 0.8, 200

@@ -124,7 +124,11 @@ class SimulateOptions(TrainOptions):
     speeds: str | None = Field(
         None, description="Of the devices, separated by commas, relative to the costs'; the last counts for the rest."
     )
-    cores: Count = Field(1, description="Operations that a device computes at once: 1 for a GPU, its cores for a CPU.")
+    cores: Count = Field(
+        1,
+        description="Operations that a device computes at once: 1 for a GPU, its cores for a CPU. Loops (sgd, ddp and "
+        "their like) compute one.",
+    )
     costs: str = Field(
         "a100-resnet18",
         description="Seconds by layer: a100-resnet18 or a100-resnet50 (the paper's Table 9), or a file that asyncprop "

@@ -18,7 +18,7 @@ class Delay:
     """Who is slowed, and by how much.
 
     Args:
-        rank: the rank that is slowed; None for every rank.
+        rank: the rank that is slowed; None for every rank. Where ranks may join (gossip) it may be one that is to come.
         worker: the worker of it whose own passes wait (of decoupled workers: the thread); None slows the machine: no
             pass of the rank begins while it waits, and waits add up.
         seconds: that each step takes longer, waited between its forward and its backward pass.
@@ -42,6 +42,9 @@ class Delay:
     steps_before: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("rank", "worker"):
+            if (number := getattr(self, name)) is not None and number < 0:
+                raise ValueError(f"delay: {name} must be >= 0 (got {number})")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"delay: seconds must be a number >= 0 (got {self.seconds})")
         if not 1 <= self.factor < math.inf:
@@ -83,6 +86,25 @@ def _parse(text: str) -> Delay:
         except ValueError:
             raise ValueError(f"delay: {name} must be a number (got {value})") from None
     return Delay(**values)
+
+
+def refuse_nobody(delays: Sequence[Delay], *, ranks: int | None = None, workers: int | None = None) -> None:
+    """Refuse a delay of a rank or worker that there is not, which would slow nobody.
+
+    Args:
+        delays: of all ranks, which have as many workers each.
+        ranks, workers: how many there are, numbered from 0; None if that is not known.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for delay in delays:
+        for name, count in (("rank", ranks), ("worker", workers)):
+            number = getattr(delay, name)
+            if count is not None and number is not None and number >= count:
+                raise ValueError(
+                    f"delay: {name} must be < {count}, the number of {name}s, which count from 0 (got {number})"
+                )
 
 
 def on_rank(delays: Sequence[Delay], rank: int) -> tuple[Delay, ...]:

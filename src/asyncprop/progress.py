@@ -161,13 +161,13 @@ class Live(Quiet):
 
 
 def headline(session: Session, run: Run) -> str:
-    """Return what is trained, in one line."""
+    """Return what is trained, in one line; in another the session's remark, if it has one."""
     config = session.config
     parameters = sum(parameter.numel() for parameter in session.model.parameters())
     return (
         f"{config.task} by {config.method}: {session.task.summary}, {parameters:,} parameters, "
         f"{session.samples_per_epoch:,} samples in batches of {session.batch_size}, {session.epochs} epochs, "
-        f"seed {config.seed} -> {run.path}"
+        f"seed {config.seed} -> {run.path}" + (f"\n{session.remark}" if session.remark else "")
     )
 
 

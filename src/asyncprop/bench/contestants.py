@@ -6,17 +6,15 @@ A contestant answers `count` with the seconds that `count` batches take: the nex
 from __future__ import annotations
 
 import math
-import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from asyncprop.bench.workloads import Workload, one_step, set_threads
+from asyncprop.simulate.processes import Answer, Processes
 
 WARM_BATCHES = 4
 """Batches before each measurement that are not timed: they bring caches and pipelines into their steady state."""
@@ -129,7 +127,7 @@ class Async:
 Kind = Loop | Ddp | Async
 
 
-class Contestant:
+class Contestant(Processes):
     """The processes of one contestant. `measure` runs them, at once, and returns seconds per batch of the machine.
 
     Args:
@@ -140,27 +138,7 @@ class Contestant:
     """
 
     def __init__(self, kinds: Sequence[Kind], workload: Workload, ranks: int = 1) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._folder = tempfile.TemporaryDirectory(prefix="asyncprop-bench-")
-        meet = Path(self._folder.name) / "meet"
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_live, args=(kinds, workload, rank, ranks, meet, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._folder.cleanup()
+        super().__init__(partial(_prepare, kinds, workload), ranks, f"{type(kinds[0]).__name__} on {workload.name}")
 
     def measure(self, count: int, which: int = 0) -> float:
         """Let every process train on `count` batches at once, by the kind whose number is `which`.
@@ -168,31 +146,18 @@ class Contestant:
         Returns:
             Seconds per batch of the whole machine: the inverse of the sum of the processes' rates.
         """
-        for pipe in self._pipes:
-            pipe.send((which, count))
-        answers: list[Any] = [pipe.recv() for pipe in self._pipes]
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return float(1 / sum(count / seconds for seconds in answers))
+        return 1 / sum(count / seconds for seconds in self.ask((which, count)))
 
 
-def _live(kinds: Sequence[Kind], workload: Workload, rank: int, ranks: int, meet: Path, pipe: Connection) -> None:
+def _prepare(kinds: Sequence[Kind], workload: Workload, rank: int, ranks: int, meet: Path) -> Answer:
     from asyncprop.devices import keep_freed_memory
     from asyncprop.tasks import get_task
 
-    try:
-        keep_freed_memory(large_tensors=get_task(workload.task).large_tensors)
-        serves = [_started(kind.serve(workload, rank, ranks, meet)) for kind in kinds]
-        while True:
-            which, count = pipe.recv()
-            pipe.send(serves[which](count))
-    except EOFError:
-        pass  # the benchmark is over
-    except BaseException as error:
-        pipe.send(RuntimeError(f"{type(kinds[0]).__name__} on {workload.name}: {type(error).__name__}: {error}"))
+    keep_freed_memory(large_tensors=get_task(workload.task).large_tensors)
+    serves = [_started(kind.serve(workload, rank, ranks, meet)) for kind in kinds]
+    return lambda asked: serves[asked[0]](asked[1])
 
 
-def _started(serve: Serve) -> Callable[[int], float | None]:
+def _started(serve: Serve) -> Callable[[int], Any]:
     next(serve)
     return serve.send

@@ -34,7 +34,9 @@ STRAGGLER_S = 0.151
 TASK: dict[str, Any] = {
     "task": "digits", "batch_size": 4, "train_samples": 1024, "epochs": 25, "costs": "a100-resnet18", "target": 0.85,
 }  # fmt: skip
-"""256 batches an epoch, so that loops in step have none left over, with three devices one."""
+"""256 batches an epoch, so that loops in step have none left over, with three devices one. The epochs are the least."""
+LEAST_STEPS = 64
+"""Of each device: where there are many, an epoch is few steps of each, and there are more epochs."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ class Point:
         who = "rank" if METHODS[options["method"]].exchange else "worker"
         delay = f"{who}=0,seconds={STRAGGLER_S}" if self.straggler else None
         return resolve(SimulateConfig, {
-            **TASK, **options, "devices": self.devices, "lr": self.lr, "momentum": self.momentum, "seed": self.seed,
-            "delay": delay, "stop_at_target": True,
+            **TASK, "epochs": self._epochs(), **options, "devices": self.devices, "lr": self.lr,
+            "momentum": self.momentum, "seed": self.seed, "delay": delay, "stop_at_target": True,
         }, None)  # fmt: skip
+
+    def _epochs(self) -> int:
+        return max(int(TASK["epochs"]), math.ceil(LEAST_STEPS * self.devices / _batches_per_epoch()))
 
 
 class Unwatched(Observer):
@@ -108,14 +113,17 @@ def bench_fleets(devices: str | None, methods: str | None, file: Path | None, me
 
 
 def best_of(runs: list[dict[str, Any]], method: str, devices: int) -> dict[str, Any] | None:
-    """Return a method's best run, first seed, no straggler: the first to the target, or else the most accurate."""
+    """Return a method's best run, first seed, no straggler: the first to the target, or else the most accurate.
+
+    One that diverged is the best only where all did.
+    """
     wanted = (method, devices, False, 0)
     ours = [run for run in runs if (run["method"], run["devices"], run["straggler"], run["seed"]) == wanted]
-    return min(ours, key=lambda run: (_seconds(run), -run["best_metric"]), default=None)
+    return min(ours, key=lambda run: (_seconds(run), run["diverged"], -run["best_metric"]), default=None)
 
 
 def _setting() -> dict[str, Any]:
-    return {"task": TASK, "straggler_s": STRAGGLER_S}
+    return {"task": TASK, "least_steps": LEAST_STEPS, "straggler_s": STRAGGLER_S}
 
 
 def _kept(file: Path | None) -> dict[str, Any]:
@@ -124,8 +132,8 @@ def _kept(file: Path | None) -> dict[str, Any]:
         return {"runs": []}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        wrong = [name for name, value in _setting().items() if found[name] != value]
         found["runs"]
+        wrong = [name for name, value in _setting().items() if found.get(name) != value]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"json must be a new file, or one that bench fleets has written ({file}: {error})") from None
     if wrong:
@@ -134,13 +142,17 @@ def _kept(file: Path | None) -> dict[str, Any]:
 
 
 def _refuse_more_devices_than_batches(most: int, methods: list[str]) -> None:
-    batches = TASK["train_samples"] // TASK["batch_size"]
+    batches = _batches_per_epoch()
     in_step = [name for name in methods if METHODS[name].workers is None and METHODS[name].exchange]
     if in_step and most > batches:
         raise ValueError(
             f"devices must be at most the batches of an epoch, {batches}, for method {in_step[0]}, whose ranks take "
             f"one each in turn (got {most})"
         )
+
+
+def _batches_per_epoch() -> int:
+    return int(TASK["train_samples"] // TASK["batch_size"])
 
 
 def _points(devices: tuple[int, ...], methods: list[str], runs: list[dict[str, Any]]) -> Iterator[Point]:

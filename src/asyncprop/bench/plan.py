@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
 
-from asyncprop.bench.contestants import Async, Contestant, Kind, Loop
+from asyncprop.bench.contestants import Async, Contestant, Ddp, Kind, Loop
 from asyncprop.bench.workloads import SHAPES, Workload, choose
 from asyncprop.devices import keep_freed_memory
 from asyncprop.runs import environment, write_json
 from asyncprop.simulate.choices import Choice
+from asyncprop.simulate.ddp import Made
 from asyncprop.simulate.planning import Plan, plan
 from asyncprop.tasks import get_task
 
@@ -123,22 +126,38 @@ def _in_a_process(workload: Workload, passes: int) -> Plan:
 
 
 def _plan(workload: Workload, passes: int) -> Plan:
+    return plan(*_make(workload), passes=passes, make=partial(_make, workload))
+
+
+def _make(workload: Workload) -> Made:
     keep_freed_memory(large_tensors=get_task(workload.task).large_tensors)
     trained = workload.make()
-    batches = list(islice(workload.batches(), workload.distinct))
-    return plan(trained.model, trained.loss, batches, trained.optimizer, passes=passes)
+    return trained.model, trained.loss, list(islice(workload.batches(), workload.distinct)), trained.optimizer
 
 
 def _measure(workload: Workload, choices: tuple[Choice, ...], rounds: int, seconds: float) -> list[list[float]]:
     measured: list[list[float]] = [[] for _ in choices]
     places = list(range(len(choices)))
-    with Contestant([_kind(choice) for choice in choices], workload) as contestant:
-        fastest = min(contestant.measure(BURST, place) for place in places)  # to warm up, too
+    with ExitStack() as stack:
+        measures = _measures(workload, choices, stack)
+        fastest = min(measure(BURST) for measure in measures)  # to warm up, too
         count = BURST * max(1, round(seconds / fastest / BURST))
         for number in range(rounds):
             for place in places[number % len(places) :] + places[: number % len(places)]:
-                measured[place].append(contestant.measure(count, place))
+                measured[place].append(measures[place](count))
     return measured
+
+
+def _measures(workload: Workload, choices: tuple[Choice, ...], stack: ExitStack) -> list[Callable[[int], float]]:
+    """Return what measures each choice: those of one rank share a process."""
+    alone = [choice for choice in choices if choice.ranks == 1]
+    contestant = stack.enter_context(Contestant([_kind(choice) for choice in alone], workload))
+    return [
+        partial(contestant.measure, which=alone.index(choice))
+        if choice.ranks == 1
+        else stack.enter_context(Contestant([Ddp()], workload, choice.ranks)).measure
+        for choice in choices
+    ]
 
 
 def _kind(choice: Choice) -> Kind:

@@ -126,6 +126,20 @@ def virtual(
 
 
 @app.command
+def events(*, rounds: AtLeastOne = 3, json: JsonFile = None, markdown: Path | None = None) -> int:
+    """Measure what a simulation costs, by the layers of its model and its workers.
+
+    Args:
+        rounds: How often everything is run, in turn; medians are taken.
+        json: File to write the figures to.
+        markdown: File to write the table to.
+    """
+    from asyncprop.bench.events import bench_events, events_markdown, print_events
+
+    return _bench(lambda: bench_events(sys.stderr, rounds), print_events, json, markdown, events_markdown)
+
+
+@app.command
 def fleets(
     *,
     devices: str | None = None,

@@ -52,7 +52,7 @@ def plan(
     data_dir: Path | None = None,
     costs: Path | None = None,
 ) -> None:
-    """Measure TASK's model on this machine, layer by layer, and advise how many threads should train it.
+    """Measure TASK's model on this machine, layer by layer, and advise what should train it: threads, SGD or DDP.
 
     Args:
         task: Name from `asyncprop tasks`.

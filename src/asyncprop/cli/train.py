@@ -89,7 +89,7 @@ def _train(job: Job, replacements: int) -> int:
 
 
 def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:
-    """Train a run that had --turn ordered again, from its trace, and say whether it is equal to the bit, or where not.
+    """Train a run that had --turn ordered again, from its trace; say if it is equal, or where not, and by how much.
 
     Args:
         path: Folder of the run.

@@ -27,7 +27,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.clock import SYSTEM
-from asyncprop.delay import Delay, Delays, current_rank
+from asyncprop.delay import Delay, Delays, current_rank, refuse_nobody
 from asyncprop.devices import Device, device_of
 from asyncprop.engine.auto import check_auto, choose_workers, look_ahead, numbers_of
 from asyncprop.engine.axes import update_of, workers_of
@@ -146,6 +146,7 @@ class Engine:
             stopping=self._stopping,
         )
         self.exchange = self._exchange = exchange
+        refuse_nobody(delays, workers=None if self._is_auto else 1 if self._lockstep else self._workers.threads)
         self._delays = Delays(delays, current_rank(), self._stopping, self._clock)
         self._warmer = Warmer(self._passes, self._lanes.lanes) if compiled_parts(model) else None
         self._feed = Feed(self._prepare_batch, self._clock)

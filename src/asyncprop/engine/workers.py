@@ -78,10 +78,14 @@ class Decoupled:
         for name, value in {**numbers, "auto": auto}.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def threads(self) -> int:
+        """How many there are, of both kinds."""
+        return self.forward + self.backward
+
     def lanes_on(self, passes_at_once: int | None) -> int:
         """Return the lanes on a device that computes so many passes at once (None: unknown)."""
-        threads = self.forward + self.backward
-        return self.lanes or min(threads, passes_at_once or threads)
+        return self.lanes or min(self.threads, passes_at_once or self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,11 @@ class Coupled:
 
     def __post_init__(self) -> None:
         _at_least_one(workers=self.workers, intraop_threads=self.intraop_threads)
+
+    @property
+    def threads(self) -> int:
+        """How many there are."""
+        return self.workers
 
     def lanes_on(self, passes_at_once: int | None) -> int:
         """Return the number of workers: each has a lane."""
@@ -119,8 +128,7 @@ def intraop_threads(workers: Workers, lanes: int, *, lockstep: bool) -> int:
         return workers.intraop_threads
     if lockstep:
         return torch.get_num_threads()
-    threads = workers.workers if isinstance(workers, Coupled) else workers.forward + workers.backward
-    return max(1, available_cores() // min(lanes, threads))
+    return max(1, available_cores() // min(lanes, workers.threads))
 
 
 class Watch:
@@ -188,10 +196,10 @@ class Crew:
         if lockstep:
             self.watches.append(Watch("caller", 0, clock))
         elif isinstance(workers, Coupled):
-            self._add("worker", workers.workers, self._coupled)
+            self._add("worker", workers.threads, self._coupled)
         else:
             self._roles = Roles(workers.forward, workers.backward, lanes.count, clock)
-            self._add("thread", workers.forward + workers.backward, self._decoupled)
+            self._add("thread", workers.threads, self._decoupled)
 
     def start(self) -> None:
         """Start all threads."""

@@ -54,6 +54,8 @@ class Session:
     """By which training is timed."""
     limit_samples_per_s: float | None = None
     """What this machine could give with all cores busy, where that is known (see `measure_limit`)."""
+    remark = ""
+    """What is to be known of the run, in one line, if there is such a thing."""
 
     def __init__(
         self,
@@ -116,6 +118,15 @@ class Session:
         self._name, self._shares_opened = begun["name"], begun["shares_opened"] - 1
         if gossip:
             gossip.rejoin(given["replica"])
+        else:  # phases and delays are counted from the run's start, which is known only now
+            chosen = self.trainer.state_dict()
+            self.trainer = self._open_trainer(self.model, self.optimizer, self._turn(), self.recorder)
+            self.trainer.load_state_dict(chosen)
+
+    def start_over(self) -> None:
+        """Be a rank that has yet to join: the others went on without this one before it had trained."""
+        assert self.world.members
+        self.world.members.joins = True
 
     def warm_up(self) -> None:
         """Train a copy of the model on batches of an epoch that never comes: first batches are slow, and not timed."""

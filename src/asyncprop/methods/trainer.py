@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.config import Options
-from asyncprop.delay import Delay, Delays, current_rank, on_rank, parse_delays
+from asyncprop.delay import Delay, Delays, current_rank, on_rank, parse_delays, refuse_nobody
 from asyncprop.devices import Device
 from asyncprop.engine import (
     Attenuation,
@@ -122,6 +122,7 @@ def open_trainer(
     meeting = meeting_of(method, options.exchange)
     refuse_what_it_lacks(options, row, meeting, extent.ranks)
     given = parse_delays(options.delay) if options.delay else ()
+    refuse_nobody(given, ranks=None if members else extent.ranks)  # where there are members, others may join
     delays = tuple(replace(delay, seed=delay.seed + seed, steps_before=extent.done) for delay in given)
     if rank is not None:
         delays = on_rank(delays, rank)
@@ -155,6 +156,7 @@ def _open_loop(
     delays: tuple[Delay, ...],
     trace: Recorder | None,
 ) -> Trainer:
+    refuse_nobody(delays, workers=1)
     waits = Delays(delays, current_rank())
     if extent.ranks == 1:
         return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,7 +11,9 @@ from rich.table import Table
 
 from asyncprop.devices import available_cores, keep_freed_memory
 from asyncprop.runs import environment
+from asyncprop.simulate.choices import MARGIN
 from asyncprop.simulate.costs import write_costs
+from asyncprop.simulate.ddp import Made
 from asyncprop.simulate.planning import Plan, plan
 from asyncprop.tasks import Batches, get_task
 
@@ -22,18 +25,25 @@ def plan_task(
     name: str, width: int | None, batch_size: int | None, passes: int, data_dir: Path | None, costs: Path | None
 ) -> Plan:
     """Plan for a task's model, optimizer and batches, and write its costs if a file is given."""
-    task = get_task(name)
-    keep_freed_memory(large_tensors=task.large_tensors)
-    size = batch_size or task.recipe.batch_size
-    train = task.load(data_dir=data_dir).train
-    batches = [batch for batch, _ in zip(Batches(train, size, seed=0, epoch=0), range(DISTINCT), strict=False)]
-    model = task.build(width=width)
-    found = plan(model, task.loss, batches, task.optimizer(model), passes=passes)
+    make = partial(make_task, name, width, batch_size, data_dir)
+    found = plan(*make(), passes=passes, make=make)
     if costs:
         machine = environment()
+        size = batch_size or get_task(name).recipe.batch_size
         source = f"asyncprop plan {name}: {machine['processor']}, {machine['cores']} cores, batch size {size}"
         write_costs(costs, name, source, found.layers, found.costs)
     return found
+
+
+def make_task(name: str, width: int | None, batch_size: int | None, data_dir: Path | None) -> Made:
+    """Return a task's model, loss, first batches and optimizer; this process keeps freed memory from then on."""
+    task = get_task(name)
+    keep_freed_memory(large_tensors=task.large_tensors)
+    train = task.load(data_dir=data_dir).train
+    size = batch_size or task.recipe.batch_size
+    batches = [batch for batch, _ in zip(Batches(train, size, seed=0, epoch=0), range(DISTINCT), strict=False)]
+    model = task.build(width=width)
+    return model, task.loss, batches, task.optimizer(model)
 
 
 def print_plan(found: Plan, stream: TextIO) -> None:
@@ -52,11 +62,10 @@ def print_plan(found: Plan, stream: TextIO) -> None:
         f"memory: {found.activations_bytes / mib:.1f} MiB of activations per lane, "
         f"{found.gradients_bytes / mib:.1f} MiB of gradients"
     )
-    table = Table("workers", "ms per batch", "", "staleness", "bound by", "MiB")
+    table = Table("workers", "ms per batch: predicted", "measured", "staleness", "bound by", "MiB")
     for choice in found.choices:
         table.add_row(
-            choice.label, f"{1e3 * choice.seconds_per_batch:.2f}", "measured" if choice.measured else "predicted",
-            f"{choice.staleness:.2f}", choice.bound,
+            choice.label, _ms(choice.predicted_s), _ms(choice.measured_s), f"{choice.staleness:.2f}", choice.bound,
             f"{choice.memory_bytes / mib:.0f}",
         )  # fmt: skip
     console.print(table)
@@ -66,16 +75,26 @@ def print_plan(found: Plan, stream: TextIO) -> None:
     console.print(f"Advice: {found.advice.label}.{_why(found)}")
 
 
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.2f}"
+
+
 def _console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
 
 
 def _why(found: Plan) -> str:
     best = next(choice for choice in found.choices if choice.measured)
-    if found.advice.workers is None:
-        return " No asynchronous choice is faster, and SGD has no staleness."
-    if best is not found.advice:
-        return f" It is within 2 % of the fastest ({best.label}), and less stale."
+    advice, limit = found.advice, f"{100 * MARGIN:g} %"
+    if advice.ranks > 1:
+        return (
+            f" Nothing is faster by more than {limit}, and it has no staleness (--method ddp --ranks {advice.ranks}). "
+            f"But each process has a batch a step: {advice.ranks} times the batch size, and fewer steps."
+        )
+    if advice.workers is None:
+        return f" Nothing is faster by more than {limit}, and SGD has no staleness."
+    if best is not advice:
+        return f" It is within {limit} of the fastest ({best.label}), and less stale."
     return ""
 
 

@@ -20,30 +20,46 @@ class Choice:
 
     Attributes:
         workers: of the engine, with layer updates; None for the plain loop.
-        seconds_per_batch: of the whole machine.
+        predicted_s: seconds per batch of the whole machine, foretold; None of what is tried anyway.
         staleness: mean of an update.
         bound: what keeps it from being faster.
         memory_bytes: activations and gradients at once.
         intraop_threads: that one operation may use.
-        measured: whether its time was measured, or is predicted.
+        ranks: processes; the plain loop in several is torch's DDP, each with a batch of its own a step.
+        measured_s: seconds per batch of the whole machine, where it was tried.
     """
 
     workers: Coupled | Decoupled | None
-    seconds_per_batch: float
+    predicted_s: float | None
     staleness: float
     bound: str
     memory_bytes: int
     intraop_threads: int = 1
-    measured: bool = False
+    ranks: int = 1
+    measured_s: float | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was tried."""
+        return self.measured_s is not None
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """As measured, or else as predicted."""
+        seconds = self.predicted_s if self.measured_s is None else self.measured_s
+        assert seconds is not None
+        return seconds
 
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return label(self.workers, self.intraop_threads)
+        return label(self.workers, self.intraop_threads, self.ranks)
 
 
-def label(workers: Coupled | Decoupled | None, intraop_threads: int) -> str:
+def label(workers: Coupled | Decoupled | None, intraop_threads: int, ranks: int = 1) -> str:
     """Return a choice in words."""
+    if ranks > 1:
+        return f"torch DDP, {ranks} processes"
     threads = f"{intraop_threads} intra-op thread{'s' if intraop_threads > 1 else ''}"
     if workers is None:
         return f"SGD, {threads}"
@@ -75,11 +91,11 @@ def best(choices: Sequence[Choice]) -> Choice:
     """Return the least stale of the choices that are as fast as the fastest, within MARGIN; the simpler of equals."""
     limit = min(choice.seconds_per_batch for choice in choices) * (1 + MARGIN)
     fast = [choice for choice in choices if choice.seconds_per_batch <= limit]
-    return min(fast, key=lambda choice: (choice.staleness, choice.workers is not None, choice.seconds_per_batch))
+    return min(fast, key=lambda one: (one.staleness, one.ranks, one.workers is not None, one.seconds_per_batch))
 
 
 def finalists_of(choices: Sequence[Choice], cores: int) -> list[Choice]:
-    """Return the choices that are worth a trial: the plain loops, and the workers that may be the fastest.
+    """Return the choices that are worth a trial: the plain loops and DDP, and the workers that may be the fastest.
 
     Not those with more lanes than the cores compute at once: what these gain by prediction, switching threads takes.
     """

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 PASSES = ("forward_s", "backward_s")
 KINDS = (*PASSES, "update_s", "transfer_s")
@@ -89,10 +89,12 @@ def read_costs(name: str) -> Costs:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"costs must be TOML ({path}: {error})") from None
     layers = content.get("layers", {})
+    if not isinstance(layers, dict):
+        raise ValueError(f"costs: layers must be tables, one for each layer ({path} has {layers!r})")
     for where, given in layers.items() if layers else [("the whole", content)]:
         _check(f"{path}: {where}", given, whole=not layers)
     variation = content.get("variation", 0.0)
-    if not isinstance(variation, int | float) or not 0 <= variation < 1:
+    if not _is_number(variation) or not 0 <= variation < 1:
         raise ValueError(f"costs: variation must be a number from 0 to 1 ({path} has {variation!r})")
     whole = {kind: float(content.get(kind, 0.0)) for kind in KINDS}
     return Costs(
@@ -143,9 +145,13 @@ def _check(where: str, given: Any, *, whole: bool) -> None:
     for kind in KINDS:
         value = given.get(kind, 0.0) if isinstance(given, dict) else None
         positive = whole and kind in PASSES
-        if not isinstance(value, int | float) or not 0 <= value < math.inf or (positive and not value):
+        if not _is_number(value) or not 0 <= value < math.inf or (positive and not value):
             rule = "> 0" if positive else ">= 0"
             raise ValueError(f"costs: {kind} must be a number {rule} ({where} has {value!r})")
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _quoted(text: str) -> str:

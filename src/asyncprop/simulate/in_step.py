@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,14 +71,27 @@ class Gradients(InStep):
     All ranks step at one instant, as a learning rate that changes would else be old for some, and new for others.
     """
 
+    def __init__(self, time: VirtualTime, costs: LayerCosts, ranks: int) -> None:
+        super().__init__(time, costs, ranks)
+        self._passes: list[tuple[float, float]] = []  # when the backward passes of this round began and ended
+        self._exposed_s = 0.0
+
     def step(self, loop: VirtualLoop) -> None:
         """Compute, wait for all, and step with the mean of all gradients."""
+        start = self.time.now()
         loop.compute(sum(self.costs.backward_s))
+        self._passes.append((start, self.time.now()))
         self.meet(self._step_all)
-        self.sleep(exposed_s(self.costs, self.ranks))
+        self.sleep(self._exposed_s)
         loop.compute(sum(self.costs.update_s))
 
+    def settle(self) -> None:
+        """Let all have the first rank's buffers: parameters have been equal after every step."""
+        _copy_buffers([loop.model for loop in self.loops])
+
     def _step_all(self) -> None:
+        self._exposed_s = exposed_s(self.costs, self._passes)
+        self._passes.clear()
         _average_gradients([loop.model for loop in self.loops])
         for loop in self.loops:
             loop.update()
@@ -185,11 +199,17 @@ class Buckets(InStep):
             self._kept = []
 
 
-def exposed_s(costs: LayerCosts, ranks: int) -> float:
-    """Return how long the all-reduce of gradients goes on after the backward pass has ended."""
-    ready = done = 0.0
-    for backward, transfer in zip(reversed(costs.backward_s), reversed(costs.transfer_s), strict=True):
-        ready += backward
+def exposed_s(costs: LayerCosts, passes: Sequence[tuple[float, float]]) -> float:
+    """Return how long the all-reduce of gradients goes on after the last backward pass has ended.
+
+    Args:
+        costs: of the layers, which share out each rank's pass.
+        passes: when each rank's began and ended.
+    """
+    *before, whole = accumulate(costs.backward_s, initial=0.0)
+    ranks, ready, done = len(passes), 0.0, 0.0
+    for left, transfer in zip(reversed(before), reversed(costs.transfer_s), strict=True):
+        ready = max(end - (end - start) * left / whole for start, end in passes)
         done = max(done, ready) + transfer * 2 * (ranks - 1) / ranks
     return done - ready
 
@@ -200,6 +220,13 @@ def _average(tensors_of_each: Sequence[Sequence[Tensor]]) -> None:
         value = mean(same)
         for tensor in same:
             tensor.copy_(value)
+
+
+@torch.no_grad()
+def _copy_buffers(models: Sequence[nn.Module]) -> None:
+    for first, *others in zip(*(model.buffers() for model in models), strict=True):
+        for buffer in others:
+            buffer.copy_(first)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def measure_costs(
     update: Update | None = None,
     intraop_threads: int = 1,
 ) -> LayerCosts:
-    """Train a copy of the model, `at_once` passes at a time, and return what its layers took.
+    """Train a copy of the model, `at_once` passes at a time and at learning rate 0; return what its layers took.
 
     Args:
         model, optimizer, loss_fn: as for `asyncprop.Engine`; neither is changed.
@@ -64,7 +64,8 @@ def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
     The slowest passes do not count for the means. They do for the variation.
 
     A layer's forward pass lasts until the next layer is read; its backward pass from the end of the step before to
-    its gradient. What lies between a thread's passes belongs to the first layer that the next one reads.
+    its gradient. What lies between a thread's passes belongs to the first layer that the next one reads. Of a pass that
+    calls no layer's module all layers share the forward pass equally.
     """
     by_batch: dict[int, list[Event]] = defaultdict(list)
     for event in trace.events:
@@ -81,13 +82,10 @@ def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
 
 
 def _one_pass(events: list[Event], idle_s: float, layers: int) -> tuple[list[float], list[float], list[float]]:
-    forward, backward, update = ([0.0] * layers for _ in range(3))
+    backward, update = [0.0] * layers, [0.0] * layers
     whole = {event.kind: event for event in events if event.kind in ("forward", "backward")}
     reads = [event for event in events if event.kind == "read" and not event.detail]
-    ends = [event.start_s for event in reads[1:]] + [whole["forward"].end_s]
-    starts = [whole["forward"].start_s - idle_s] + [event.start_s for event in reads[1:]]
-    for event, start, end in zip(reads, starts, ends, strict=True):
-        forward[event.layer] = end - start
+    forward = _forward(whole["forward"].start_s - idle_s, reads, whole["forward"].end_s, layers)
     last, latest = whole["backward"].start_s, -1
     for event in events:
         if event.kind == "ready":
@@ -99,6 +97,16 @@ def _one_pass(events: list[Event], idle_s: float, layers: int) -> tuple[list[flo
     if latest >= 0:
         update[latest] += whole["backward"].end_s - last
     return forward, backward, update
+
+
+def _forward(start_s: float, reads: list[Event], end_s: float, layers: int) -> list[float]:
+    if not reads:  # no module of a layer was called
+        return [(end_s - start_s) / layers] * layers
+    forward = [0.0] * layers
+    later = [event.start_s for event in reads[1:]]
+    for event, start, end in zip(reads, [start_s, *later], [*later, end_s], strict=True):
+        forward[event.layer] = end - start
+    return forward
 
 
 def _between_passes(trace: Trace, first: int) -> float:
@@ -118,7 +126,15 @@ def _total(costs: tuple[list[float], ...]) -> float:
 
 
 def optimizer_like(optimizer: Optimizer, model: nn.Module, own: nn.Module) -> Optimizer:
-    """Return a copy of the optimizer that steps the copied model."""
+    """Return a copy of the optimizer that steps the copied model, at rest."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     memo = {id(parameter): own.get_parameter(names[id(parameter)]) for parameter in model.parameters()}
-    return copy.deepcopy(optimizer, memo)
+    return at_rest(copy.deepcopy(optimizer, memo))
+
+
+def at_rest(optimizer: Optimizer) -> Optimizer:
+    """Let its steps cost what they cost and change nothing: thousands on the same few batches might diverge."""
+    for group in optimizer.param_groups:
+        if group.get("lr") is not None:
+            group["lr"] = 0 * group["lr"]  # a number, or a tensor where it was one
+    return optimizer

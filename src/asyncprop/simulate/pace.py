@@ -1,7 +1,7 @@
 """Pace: makes an engine's passes take, in virtual time, what their layers cost on the machines that its workers are on.
 
 A layer is read when its forward pass starts, and written when its update ends. What its backward pass reads, it reads
-when it starts.
+when it is asked for, which on a busy device is before it starts.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class Machine:
 
     def start(self, now_s: float, cost_s: float) -> tuple[float, float]:
         """Take on an operation at `now_s`, which no earlier call was later than; return when it starts, and how long
-        it takes.
+        it takes. What costs nothing starts at once.
         """
+        if not cost_s:
+            return now_s, 0.0
         takes = cost_s / self.speed
         start = max(now_s, self._free_at[0])
         heapq.heapreplace(self._free_at, start + takes)
@@ -82,7 +84,7 @@ class Pace(Turn):
         self._factors: dict[int, float] = {}  # by batch, of those in flight
         self._costs = LayerCosts((), (), (), ())
         self._by_layer = True
-        self._to_read: dict[int, float] = {}  # by batch: the cost of the layers that its forward pass has not yet read
+        self._read: dict[int, set[int]] = {}  # by batch: the layers that its forward pass has read
 
     def open(self, model: nn.Module, layers: tuple[Layer, ...], *, by_layer: bool) -> None:
         """Look the layers' costs up."""
@@ -95,10 +97,11 @@ class Pace(Turn):
         if moment == "read":
             return self._reading(batch, layer)
         if moment == "forward":
-            self._to_read[batch] = sum(costs.forward_s)
+            self._read[batch] = set()
             self._factors[batch] = self._draws.of(batch)
         elif moment == "handover":
-            self._compute(batch, max(0.0, self._to_read.pop(batch)))  # of layers that no module was called for
+            read = self._read.pop(batch)  # no module was called for the others
+            self._compute(batch, sum(cost for layer, cost in enumerate(costs.forward_s) if layer not in read))
         elif moment == "through":
             self._compute(batch, costs.backward_s[layer] * THROUGH)
         elif moment == "ready":
@@ -121,7 +124,7 @@ class Pace(Turn):
         process = time.process
         start, takes = self._machine_of(process).start(process.now_s, cost * self._factors[batch])
         time.until(start)
-        self._to_read[batch] -= cost
+        self._read[batch].add(layer)
         yield
         process.due_s = takes
 

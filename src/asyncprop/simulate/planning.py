@@ -20,6 +20,7 @@ from asyncprop.engine.passes import LossFn
 from asyncprop.engine.update import Update
 from asyncprop.simulate.choices import Choice, best, bound, candidates, finalists_of
 from asyncprop.simulate.costs import LayerCosts
+from asyncprop.simulate.ddp import Make
 from asyncprop.simulate.measure import measure_costs
 from asyncprop.simulate.pace import Machine
 from asyncprop.simulate.predict import predict
@@ -49,7 +50,7 @@ class Plan:
 
     @property
     def workers(self) -> Coupled | Decoupled:
-        """The advised workers for an Engine: the best asynchronous choice, whether or not a plain loop is better."""
+        """The advised workers for an Engine: the best asynchronous choice, be a plain loop or DDP better or not."""
         chosen = _best_of(self.choices, (Coupled, Decoupled)).workers
         assert chosen
         return chosen
@@ -64,11 +65,14 @@ def plan(
     passes: int = 24,
     cores: int | None = None,
     update: Update | None = None,
+    make: Make | None = None,
 ) -> Plan:
     """Measure forward and backward passes and updates by layer, predict each choice of workers, and try the best ones.
 
-    Takes about 10 × `passes` training steps, and twice as many where several choices are about as fast. Neither model
-    nor optimizer is changed. For models on the CPU.
+    Takes about 10 × `passes` training steps, and twice as many where several choices are about as fast; of a copy at
+    learning rate 0, so that nothing diverges. Neither model nor optimizer is changed. For models on the CPU.
+
+    torch's DDP is considered only where `make` is given: its processes cannot be handed a model and a closure.
 
     Args:
         model, loss_fn, optimizer: as for `asyncprop.Engine`; SGD with momentum if no optimizer is given.
@@ -76,6 +80,8 @@ def plan(
         passes: that are timed for each measurement; raise it on a busy machine.
         cores: to use. Default: those that this process may use.
         update: of the engine that is planned for; layer updates by default.
+        make: a function at the top of a module that returns model, loss_fn, a list of batches and an optimizer: each of
+            DDP's processes, one per core, calls it.
 
     Raises:
         ValueError: if the model is not on the CPU, or is compiled.
@@ -93,9 +99,10 @@ def plan(
     measured = _Measured(model, optimizer, loss_fn, batches, update, passes, cores or available_cores())
     choices = [measured.choice(workers) for workers in candidates(measured.cores)]
     choices += [measured.loop(threads) for threads in sorted({1, measured.cores})]
+    choices += [measured.ddp()] if make and measured.cores > 1 else []
     finalists = finalists_of(choices, measured.cores)
     others = [choice for choice in choices if choice not in finalists]
-    choices = sorted(others + measured.timed(finalists), key=lambda one: one.seconds_per_batch)
+    choices = sorted(others + measured.timed(finalists, make), key=lambda one: one.seconds_per_batch)
     layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer), update.layers))
     return Plan(
         layers,
@@ -173,19 +180,21 @@ class _Measured:
         return Choice(workers, found.seconds_per_batch, found.staleness, limit, bytes_, threads)
 
     def loop(self, intraop_threads: int) -> Choice:
-        """Guess what the plain loop does: its trial will tell."""
-        costs = self.costs(1)
-        seconds = sum(costs.forward_s) * (1 + costs.backward_forward_ratio)
+        """Return the plain loop, of which its trial will tell."""
         bytes_ = self.activations_bytes + self.gradients_bytes
-        return Choice(None, seconds, 0.0, "one pass at a time", bytes_, intraop_threads)
+        return Choice(None, None, 0.0, "one pass at a time", bytes_, intraop_threads)
 
-    def timed(self, finalists: list[Choice]) -> list[Choice]:
-        """Return these choices with measured times."""
+    def ddp(self) -> Choice:
+        """Return torch's DDP, a process per core, of which its trial will tell."""
+        bytes_ = self.cores * (self.activations_bytes + 2 * self.gradients_bytes)  # its buckets are as large again
+        return Choice(None, None, 0.0, "the slowest process", bytes_, ranks=self.cores)
+
+    def timed(self, finalists: list[Choice], make: Make | None = None) -> list[Choice]:
+        """Return these choices with measured times; `make` is for those of several ranks."""
         seconds = time_choices(
-            self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes
+            self._model, self._optimizer, self._loss_fn, self._batches, self._update, finalists, self._passes, make
         )
-        pairs = zip(finalists, seconds, strict=True)
-        return [replace(choice, seconds_per_batch=took, measured=True) for choice, took in pairs]
+        return [replace(choice, measured_s=took) for choice, took in zip(finalists, seconds, strict=True)]
 
 
 def activations_bytes(model: nn.Module, loss_fn: LossFn, batch: Any) -> int:

@@ -5,6 +5,7 @@ The stand-in has as many layers, each a number that multiplies: what happens whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,14 +46,38 @@ def predict(
         costs: of the layers; if passes vary, more batches make staleness more certain.
         workers, machines: who computes, and on what.
         by_layer: whether layers are stepped one by one.
-        batches: whose mean is taken, but for a few.
+        batches: whose mean is taken, or a few more: as many of each lane.
         seed: of what is drawn, if passes vary.
+    """
+    lanes = workers.lanes_on(sum(machine.slots for machine in machines))
+    warm, batches = 2 * lanes, math.ceil(batches / lanes) * lanes  # passes that began together end together
+    whole = warm + batches + lanes
+    seen = run_stand_in(VirtualTime(), costs, workers, machines, by_layer=by_layer, batches=whole, seed=seed)
+    steady = seen[warm : warm + batches]  # the last passes run with lanes empty beside them
+    return Prediction((steady[-1][0] - seen[warm - 1][0]) / batches, fmean(age for _, age in steady))
+
+
+def run_stand_in(
+    time: VirtualTime,
+    costs: LayerCosts,
+    workers: Coupled | Decoupled,
+    machines: list[Machine],
+    *,
+    by_layer: bool = True,
+    batches: int,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Train the stand-in on so many batches, and return when each ended, and its updates' mean staleness.
+
+    Args:
+        time: a new clock, which the calling thread has made.
+        costs, workers, machines, by_layer, seed: as for `predict`.
+        batches: of the run.
     """
     layers = len(costs.forward_s)
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(layers)))
     named = {str(layer): {kind: getattr(costs, kind)[layer] for kind in KINDS} for layer in range(layers)}
-    time = VirtualTime()
     with (
         _one_thread(),
         Engine(
@@ -65,12 +90,8 @@ def predict(
             device=SimulatedDevice(time, machines),
         ) as engine,
     ):
-        lanes = engine.statistics().lanes
-        warm = 2 * lanes
-        some: list[Tensor] = [torch.zeros(1, 1)] * (batches + 4 * lanes)
-        seen = [(time.now(), step.mean_staleness) for step in engine.run(some)]
-    steady = seen[warm : len(seen) - lanes]  # the last passes run with lanes empty beside them
-    return Prediction((steady[-1][0] - seen[warm - 1][0]) / len(steady), fmean(age for _, age in steady))
+        some: list[Tensor] = [torch.zeros(1, 1)] * batches
+        return [(time.now(), step.mean_staleness) for step in engine.run(some)]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from asyncprop.config import SimulateConfig, TrainConfig
-from asyncprop.delay import Delays, on_rank, parse_delays
+from asyncprop.delay import Delays, on_rank, parse_delays, refuse_nobody
 from asyncprop.engine import Coupled, Decoupled
 from asyncprop.engine.lanes import trainable
 from asyncprop.engine.layers import Layer, find_layers
@@ -88,6 +88,8 @@ class SimulatedSession(Session):
         layers = find_layers(model, trainable(model, optimizer))
         costs = self._costs.of([layer.name for layer in layers])
         self._ranks = ranks = _ranks(self.simulated, row)
+        if ranks > 1 and not any(costs.transfer_s):
+            self.remark = f"links are free: transfer_s is 0 of all layers in the costs {self._costs.name}"
         refuse_what_it_lacks(self.config, row, meeting_of(row.name, self.config.exchange), ranks)
         if row.workers is None and ranks > self.batches_per_epoch:
             raise ValueError(
@@ -132,6 +134,7 @@ class _Trainers:
         session, config, time = self._session, self._session.config, self._time
         if self._row.workers is None:
             given = parse_delays(config.delay) if config.delay else ()
+            refuse_nobody(given, ranks=self._ranks, workers=1)
             delays = on_rank([replace(delay, seed=delay.seed + config.seed) for delay in given], rank)
             return VirtualLoop(
                 model, optimizer, session.loss, time=time, costs=self._costs, speed=machines[0].speed,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle
 from statistics import median
 from time import perf_counter
@@ -21,6 +22,7 @@ from asyncprop.engine.update import Update
 from asyncprop.methods.sgd import SequentialLoop
 from asyncprop.methods.trainer import Trainer
 from asyncprop.simulate.choices import Choice
+from asyncprop.simulate.ddp import Ddp, Make
 from asyncprop.simulate.measure import optimizer_like
 
 ROUNDS = 6
@@ -41,6 +43,7 @@ def time_choices(
     update: Update,
     choices: Sequence[Choice],
     passes: int,
+    make: Make | None = None,
 ) -> list[float]:
     """Return the seconds per batch of each choice: medians of slices, each choice's turn coming round and round.
 
@@ -51,6 +54,7 @@ def time_choices(
         batches: used again and again.
         choices: whose engines and loops are timed.
         passes: that are timed of each, at least.
+        make: makes the like of all this for choices of several ranks, in whose processes it is trained.
     """
     took: list[list[float]] = [[] for _ in choices]
     with torch.random.fork_rng(), ExitStack() as stack:
@@ -62,13 +66,21 @@ def time_choices(
                 return SequentialLoop(own, steps, loss_fn)
             return Engine(own, steps, loss_fn, workers=choice.workers, update=update)
 
-        trainers = [stack.enter_context(open_trainer(choice)) for choice in choices]
+        def open_slices(choice: Choice) -> Callable[[int], float]:
+            if choice.ranks == 1:
+                return partial(_slice, stack.enter_context(open_trainer(choice)), choice, batches)
+            assert make
+            ddp = stack.enter_context(Ddp(make, choice.ranks))
+            ddp.slice(1, LEAST_S)  # waits for its processes, whose start would be in the others' slices
+            return partial(ddp.slice, least_s=LEAST_S)
+
+        slices = [open_slices(choice) for choice in choices]
 
         def time_in_turn(places: Sequence[int], rounds: int) -> None:
             for number in range(rounds):
                 for turn in range(len(places)):
                     place = places[(turn + number) % len(places)]
-                    took[place].append(_slice(trainers[place], choices[place], batches, max(1, passes // ROUNDS)))
+                    took[place].append(slices[place](max(1, passes // ROUNDS)))
 
         time_in_turn(range(len(choices)), ROUNDS)
         medians = [median(seconds) for seconds in took]

@@ -24,9 +24,9 @@ def delayed_covariance(hessian: Tensor, noise: Noise, eta: float, delays: Sequen
     """Return the covariance of theta - theta* in the long run, of shape (k, k).
 
     The autocovariances c(j) = E[theta[n] theta[n+j]'] obey linear (Yule-Walker) equations that close at the largest
-    delay; they are solved for each pair of eigendirections of H. For a constant small delay tau and curvature a it is,
-    to first order, eta sigma²/(2a) × (1 + eta a tau): more than without delay, by a share that the paper's second-order
-    term misses.
+    delay; they are solved for each pair of eigendirections of H. For curvature a and a mean delay tau it is, to first
+    order in eta a, eta sigma²/(2a) × (1 + eta a (tau + 1/2)): 1 + eta a tau times what it is without delay, which the
+    paper's second-order term misses.
 
     Args:
         hessian: symmetric, positive definite, of shape (k, k).

@@ -71,7 +71,8 @@ def fokker_planck_residual(
     """Return (dp/dt) / p at `theta`, for dtheta = drift dt + √variance dW (Itô); 0 where the density is stationary.
 
     That is the sum over k of -d(drift_k p)/dtheta_k + 1/2 d²(variance_k p)/dtheta_k². Eq. 8 has D in place of
-    variance/2: it belongs to √(2D) dW. Eq. 5, which has √D dW, would need half of its last term.
+    variance/2: it belongs to √(2D) dW. Eq. 5, which has √D dW, would need half of its last term. Eq. 9 and 10 insert
+    the density of Eq. 7, and claim that this is 0 then.
 
     Args:
         log_density: of a point of shape (k,), a scalar; an additive constant does not matter.

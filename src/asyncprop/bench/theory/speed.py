@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ LAYER_COUNTS = (2, 4, 8, 16)
 THREADS = ((1, 1, 2), (1, 2, 3), (1, 4, 5), (2, 2, 4), (2, 4, 6), (1, 2, 2))
 """Forward threads, backward threads, lanes. The last has fewer lanes than it needs."""
 COMPUTING = "resnet18-width16"
-COMPUTING_BATCHES = 16
+COMPUTING_BATCHES = 36
+"""That are timed, or a few more: as many of each lane."""
 SECTIONS = ("speed-up", "staleness")
 
 
@@ -118,12 +120,14 @@ def _steady_state(workload: Workload, workers: Decoupled | None, seed: int) -> t
         workers=workers or Decoupled(1, 1, intraop_threads=1),
         turn="free" if workers else "lockstep",
     ) as engine:
+        lanes = engine.statistics().lanes
+        warm, timed = 2 * lanes, math.ceil(COMPUTING_BATCHES / lanes) * lanes  # passes that began together end together
         steps, times = [], []
-        for step in engine.run(next(batches) for _ in range(COMPUTING_BATCHES)):
+        for step in engine.run(next(batches) for _ in range(warm + timed + lanes)):
             steps.append(step)
             times.append(time.perf_counter())
-    warm = COMPUTING_BATCHES // 4
-    return (times[-1] - times[warm]) / (len(times) - 1 - warm), steps[warm:]
+    last = warm + timed - 1  # after it passes run with lanes empty beside them
+    return (times[last] - times[warm - 1]) / timed, steps[warm : last + 1]
 
 
 def _delays(seeds: int) -> Iterator[Row]:
