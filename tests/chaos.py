@@ -1,7 +1,7 @@
 """Random faults in one run: python tests/chaos.py OUT --ranks 8 --faults 20 --seed 0 -- TRAIN-OPTIONS
 
 As many of each kind, in random order, some seconds of training after one another; then it waits for the end, checks the
-sum of weights at every meeting, and prints what the run found. The exit code is that of the run.
+sum of weights at every meeting, and prints what the run found. The exit code is 0 if it, and all that joined, ended so.
 
     kill    a rank is killed, and another started in its place
     freeze  a rank is stopped for longer than the time-out: the others go on without it, and it joins again
@@ -75,11 +75,9 @@ class Chaos:
             print(f"fault {len(self.faults)}: {self.faults[-1]}", flush=True)
 
     def wait(self) -> int:
-        """Wait for all processes, and return the run's exit code."""
-        code = self._train.process.wait()
-        for process in self._joined:
-            process.wait()
-        return code
+        """Wait for all processes, and return the first exit code that is not 0: the run's, or of one that joined."""
+        processes = (self._train.process, *self._joined)
+        return next((code for code in [process.wait() for process in processes] if code), 0)
 
     def _do(self, kind: str) -> Fault:
         epoch = len(rows(self._out, "epochs")) + 1

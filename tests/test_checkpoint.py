@@ -166,6 +166,38 @@ def test_each_rank_has_its_own_optimizer_back(tmp_path: Path) -> None:
         assert state == ({"blocks": []} if rank == 1 else {})
 
 
+class OnDevice(torch.Tensor):
+    """A tensor of another device."""
+
+    def cpu(self) -> torch.Tensor:
+        return torch.zeros(1)
+
+
+def test_what_is_kept_of_a_rank_is_on_the_cpu() -> None:
+    """The first rank reads all ranks' states: its GPU has no room for them."""
+    model, optimizer = trained(1)
+    for state in optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].as_subclass(OnDevice)
+    kept = rank_state(optimizer, {"private": [{"momentum": torch.ones(1).as_subclass(OnDevice)}], "blocks": (("a",),)})
+    assert {type(state["momentum_buffer"]) for state in kept["optimizer"]["state"].values()} == {torch.Tensor}
+    assert type(kept["trainer"]["private"][0]["momentum"]) is torch.Tensor
+    assert kept["trainer"]["blocks"] == (("a",),)
+    assert len(kept["optimizer"]["state"]) == len(list(model.parameters()))
+
+
+def test_a_machine_with_fewer_gpus_restores_those_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained(1)
+    state = rank_state(optimizer, {})
+    state["random"]["cuda"] = [torch.full((2,), gpu, dtype=torch.uint8) for gpu in range(3)]
+    save_checkpoint(tmp_path / "checkpoint", model, [state], Position())
+    restored: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
+    load_checkpoint(tmp_path / "checkpoint", model, optimizer)
+    assert [int(state[0]) for state in restored] == [0, 1]
+
+
 def test_positions_of_ranks_are_added_up() -> None:
     before = Position(epoch=1, batch=3, steps=10, samples=100, staleness=5.0, loss=2.0, epoch_steps=4)
     ranks = [replace(before) for _ in range(2)]

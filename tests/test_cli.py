@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncprop.cli import main
+from asyncprop.devices import available_cores
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -81,6 +82,37 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert re.search(message, err), err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "asyncprop: task must be one of digits"),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, "asyncprop: rank 2: task must be one of digits"),
+        ({"LOCAL_RANK": "1"}, "asyncprop: task must be one of digits"),  # one that is to join: it has yet to get a rank
+        ({"RANK": "1", "LOCAL_RANK": "1"}, ""),
+    ],
+)
+def test_one_rank_of_each_machine_says_what_it_refuses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: dict[str, str], said: str
+) -> None:
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = call(capsys, "train", "mnist")
+    assert code == 2
+    assert err[: len(said)] == said
+    assert bool(err) == bool(said)
+
+
+def test_who_refuses_when_it_has_joined_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: str, *, quiet: bool) -> int:
+        monkeypatch.setenv("RANK", "3")  # as it has become one of them
+        raise ValueError("data-dir must be given")
+
+    monkeypatch.setattr("asyncprop.rank.join_rank", refuse)
+    assert call(capsys, "train", "--join", "here:1") == (2, "", "asyncprop: data-dir must be given\n")
 
 
 def test_training_and_resuming(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -163,6 +195,7 @@ def test_a_simulation_and_a_plan_are_told(capsys: pytest.CaptureFixture[str], tm
     assert code == 0
     assert "Advice: " in out
     assert "2 coupled workers" in out or "1 coupled worker" in out
+    assert ("torch DDP" in out) == (available_cores() > 1)
     options = ["--width", "8", "--epochs", "1", "--train-samples", "256", "--devices", "2", "--costs", costs]
     code, out, _ = call(capsys, "simulate", "digits", *options, "--out", str(tmp_path / "run"))
     assert code == 0

@@ -1,5 +1,6 @@
 """Faults: real processes that are killed, frozen, replaced and stopped. Every wait is for a line that must come."""
 
+import json
 import os
 import signal
 import socket
@@ -21,12 +22,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train.read_epochs(1)
         os.kill(train.pid_of(0), signal.SIGKILL)
         train.read_until(lambda line: "rank 0 was ended by SIGKILL: the others go on" in line)
-        train.read_until(lambda line: "rank 1: rank 0 was not heard of for 1 s: going on without it" in line)
+        train.read_until(lambda line: "rank 1: rank 0 was ended by SIGKILL: going on without it" in line)
         train.read_epochs(2)  # of another rank, which now is the first
         train.read_until_trained_by(out, 3)
         frozen = train.pid_of(2)
         os.kill(frozen, signal.SIGSTOP)
-        train.read_until(lambda line: "rank 1: rank 2 was not heard of" in line)
+        train.read_until(lambda line: "rank 1: rank 2 was not heard of for 1 s: going on without it" in line)
         train.read_epochs(2)
         os.kill(frozen, signal.SIGCONT)
         train.read_until_trained_by(out, 2)
@@ -52,14 +53,33 @@ def test_an_epoch_uses_each_batch_once_but_for_what_a_fault_took_with_it(out: Pa
     assert sum(count == batches for count in done) >= len(done) - 4
 
 
-def test_it_goes_on_with_another_number_of_ranks(out: Path) -> None:
+def test_it_goes_on_with_another_number_of_ranks_and_ends_with_one_that_has_joined(out: Path) -> None:
     before = len(rows(out))
     with command("--resume", str(out), "--ranks", "2") as train:
+        address = train.read_until(lambda line: "another joins them by" in line).split()[-1]
         train.read_epochs(2)
-        assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
+        assert {row["rank"] for row in rows(out)[before:]} == {0, 1}
+        with command("--join", address, "--quiet") as joined:
+            train.read_until_trained_by(out, 2)
+            assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
+            assert joined.read_to_the_end() == 128 + signal.SIGINT, "".join(joined.lines)
     steps = rows(out)
     assert [row["step"] for row in steps] == list(range(len(steps)))
-    assert {row["rank"] for row in steps[before:]} == {0, 1}
+    assert joined.lines == [f"asyncprop: rank 2: stopped after {len(steps)} batches\n"]
+
+
+def test_a_run_of_which_a_rank_was_killed_is_finished_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with command(
+        "digits", "--method", "layup", "--ranks", "2", "--epochs", "20", "--train-samples", "512", "--lr", "0.02",
+        "--out", str(out),
+    ) as train:  # fmt: skip
+        train.read_epochs(1)
+        os.kill(train.pid_of(1), signal.SIGKILL)
+        assert train.read_to_the_end() == 0, "".join(train.lines)
+    assert "rank 0: rank 1 was ended by SIGKILL: going on without it\n" in train.lines
+    result = json.loads((out / "result.json").read_text())
+    assert (result["epochs"], result["ranks"], result["ranks_lost"]) == (20, 1, [1])
 
 
 def test_a_folder_that_is_refused_is_said_once_without_a_launcher_too(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 import signal
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch.distributed.launcher.api as elastic
+from torch.distributed import HashStore, PrefixStore
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from asyncprop import launch
+from asyncprop.exchange.board import Board
+from asyncprop.exchange.world import MEMBERS
 
 Moment = int | None | Callable[[], None]
 
@@ -37,6 +39,34 @@ class Rank:
         self.code = 128 + number if self.notes else -number
 
 
+class Stopped(Rank):
+    """One that has been stopped, and hears of nothing but its end."""
+
+    def __init__(self) -> None:
+        super().__init__(*[None] * 100, self.give_up)
+        self.is_killed = False
+
+    def send_signal(self, number: int) -> None:
+        self.heard.append(number)
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+    @staticmethod
+    def give_up() -> None:
+        raise AssertionError("it is waited for")
+
+
+class Store(HashStore):
+    """Where ranks would meet."""
+
+    port = 1
+
+    def said_of(self, rank: int) -> Any:
+        """Return what was said of the end of a rank."""
+        return Board(PrefixStore(MEMBERS, self)).find(f"gone/{rank}")
+
+
 def ask() -> None:
     signal.raise_signal(signal.SIGTERM)
 
@@ -44,12 +74,14 @@ def ask() -> None:
 class Started:
     """Notes what is started, and lets these ranks be it, one after the other."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ranks: Rank, before: dict[int, Callable[[], None]]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *ranks: Rank, before: dict[int, Callable[[], None]], store: Store
+    ) -> None:
         self.ranks, self.before = list(ranks), before
         self.commands: list[str] = []
         monkeypatch.setattr(launch, "POLL_S", 0.0)
         monkeypatch.setattr(launch, "_start", self.start)
-        monkeypatch.setattr("torch.distributed.TCPStore", lambda *_, **__: SimpleNamespace(port=1))
+        monkeypatch.setattr("torch.distributed.TCPStore", lambda *_, **__: store)
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> Any:
         self.before.get(len(self.commands), lambda: None)()
@@ -60,11 +92,18 @@ class Started:
 JOIN = "train --join 127.0.0.1:1 --quiet"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *ranks: Rank, before: Any = None, **options: Any) -> tuple[Any, list[str]]:
-    """Launch two ranks, and what replaces them; return what came of it, and what was started."""
-    started = Started(monkeypatch, *ranks, before=before or {})
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    *ranks: Rank,
+    number: int = 2,
+    before: Any = None,
+    store: Store | None = None,
+    **options: Any,
+) -> tuple[Any, list[str]]:
+    """Launch so many ranks, and what replaces them; return what came of it, and what was started."""
+    started = Started(monkeypatch, *ranks, before=before or {}, store=store or Store())
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    found = launch.launch_tolerant(2, ["train", "digits"], quiet=True, **options)
+    found = launch.launch_tolerant(number, ["train", "digits"], quiet=True, **options)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     return found, started.commands
 
@@ -107,6 +146,58 @@ def test_a_rank_that_is_started_as_the_request_comes_hears_of_it(monkeypatch: py
 
 def test_a_run_that_was_finished_as_the_request_came_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, Rank(0), Rank(None, ask, notes=True))[0] == (0, "")
+
+
+@pytest.mark.parametrize("other", [Rank(0), Rank(None, ask, notes=True)])
+def test_a_stopped_rank_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], other: Rank
+) -> None:
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.0)
+    stopped = Stopped()
+    found, commands = run(monkeypatch, other, stopped, replacements=1)
+    assert found == (other.code, "")
+    assert stopped.is_killed
+    assert len(commands) == 2
+    assert capsys.readouterr().err == "asyncprop: rank 1 has not ended 0 s after another: killing it\n"
+
+
+def test_who_takes_its_time_to_end_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, Rank(0), Rank(None, None, 0))[0] == (0, "")  # or it would lack what kills
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.0)
+    assert run(monkeypatch, Rank(1), Rank(None, None, 0))[0] == (0, "")  # it may have to train on for long
+
+
+def test_a_rank_that_is_killed_after_the_end_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = (Rank(None, -9), Rank(0), Rank(None, None, 0))
+    found, commands = run(monkeypatch, *ranks, number=3, replacements=1)
+    assert (found, len(commands)) == ((0, ""), 3)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_others_are_told_of_one_that_ended_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it may before its first heartbeat, for which they would wait long."""
+    store = Store()
+    run(monkeypatch, Rank(-9), Rank(None, 3), store=store)
+    assert [store.said_of(rank) for rank in range(2)] == ["was ended by SIGKILL", "has ended with exit code 3"]
+
+
+def test_who_has_said_goodbye_and_who_was_started_anew_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    Board(PrefixStore(MEMBERS, store)).put("gone/1", None)
+    run(monkeypatch, Rank(-9), Rank(None, None, None, 0), Rank(-9), store=store, replacements=1)
+    assert store.said_of(1) is None
+    with pytest.raises(KeyError):  # its number is the members' affair
+        store.said_of(2)
+
+
+def test_a_signal_without_a_name_ends_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = signal.SIGRTMIN + 1
+    assert run(monkeypatch, Rank(-nameless), Rank(None, None, 0))[0] == (0, "")
+    assert capsys.readouterr().err == f"asyncprop: rank 0 was ended by signal {nameless}: the others go on\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,5 +1,9 @@
-"""Rank: what one process does when the first has not opened the run's folder."""
+"""Rank: what one process does and says as the first opens the run's folder, or does not, and as its training ends."""
 
+import os
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +12,11 @@ from typing import Any
 import pytest
 
 from asyncprop.config import TrainConfig
-from asyncprop.exchange import LeftOut
-from asyncprop.rank import BAD_INPUT, FAILED, TOLD, Job, _check_that_some_are_left, _Folder
+from asyncprop.exchange import LeftOut, World
+from asyncprop.exchange.board import StoreLostError
+from asyncprop.methods.train import Interrupted
+from asyncprop.rank import BAD_INPUT, FAILED, TOLD, Job, _check_that_some_are_left, _Folder, _train_in, join_rank
+from asyncprop.runs import create_run
 
 CONFIG = TrainConfig(task="digits", method="layup")
 
@@ -63,3 +70,114 @@ def test_who_joins_waits_for_nobody_where_no_rank_of_the_start_is_left(alive: se
         _check_that_some_are_left(members)
     members.alive = {1, *alive}
     _check_that_some_are_left(members)
+
+
+class Ended(BaseException):
+    """What the end of this process is here."""
+
+
+class Members:
+    """Of two that train, and one that has joined them, as that one sees it."""
+
+    rank, among, lost = 2, (0, 1, 2), {}
+    board = Noted({TOLD: {"path": "run"}})
+
+    def close(self, *, failed: bool) -> None:
+        assert failed
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, **world: Any) -> int:
+    """Let the third rank's training end by an error; None lets it make no session."""
+
+    def raises(*arguments: Any) -> Any:
+        raise error or StoreLostError("the store is gone")
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("asyncprop.methods.train.train", raises)
+    monkeypatch.setattr(os, "_exit", end)
+    session = SimpleNamespace(position=SimpleNamespace(steps=7))
+    place = {"rank": 2, "size": 2, "is_first": False, "is_joining": True, "members": Members(), **world}
+    place["gather"] = lambda own: [{"path": "run"}]
+    job = Job(CONFIG, (lambda world: session) if error else raises, raises)
+    try:
+        return _train_in(SimpleNamespace(**place), job)
+    except Ended as ended:
+        return int(ended.args[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_joining", "said"),
+    [
+        (None, True, "the store is gone"),
+        (StoreLostError("the store is gone"), True, "rank 2: cannot join: StoreLostError: the store is gone"),
+        (StoreLostError("the store is gone"), False, "rank 2: the run failed: StoreLostError: the store is gone"),
+        (LeftOut("rank 2 cannot join"), True, "rank 2 cannot join"),
+    ],
+)
+def test_a_lost_store_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException | None,
+    is_joining: bool,
+    said: str,
+) -> None:
+    assert ends(monkeypatch, error, is_joining=is_joining) == FAILED
+    assert capsys.readouterr().err == f"asyncprop: {said}\n"
+
+
+def test_a_store_that_is_lost_before_one_has_joined_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(world: World) -> World:
+        raise StoreLostError("the store is gone")
+
+    monkeypatch.setattr(World, "__enter__", lost)
+    assert join_rank("here:1") == FAILED
+    assert capsys.readouterr().err == "asyncprop: the store is gone\n"
+
+
+@pytest.mark.parametrize(("launched", "said"), [(None, "asyncprop: rank 2: stopped after 7 batches\n"), ("2", "")])
+def test_of_ranks_that_are_stopped_those_say_so_that_were_not_launched_with_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launched: str | None, said: str
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", launched)
+    assert ends(monkeypatch, Interrupted()) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_first_rank_says_how_others_join(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, quiet: bool
+) -> None:
+    def stops(*arguments: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr("asyncprop.methods.train.train", stops)
+    members = SimpleNamespace(rank=0, among=(0, 1), lost={}, board=Noted())
+    world: Any = SimpleNamespace(
+        rank=0, size=2, is_first=True, is_joining=False, members=members, address="host:1", gather=lambda own: [own]
+    )
+    session: Any = SimpleNamespace(position=SimpleNamespace(steps=7))
+    job = Job(CONFIG, lambda world: session, lambda: create_run(tmp_path / "run", CONFIG), quiet=quiet)
+    assert _train_in(world, job) == 128 + signal.SIGINT
+    joins = [line for line in capsys.readouterr().err.splitlines() if "--join" in line]
+    assert joins == ([] if quiet else ["2 ranks; another joins them by: asyncprop train --join host:1"])
+
+
+@pytest.mark.parametrize(("environment", "code"), [({}, -signal.SIGABRT), ({"RANK": "1"}, 0)])
+def test_a_rank_s_process_ends_with_the_command_whatever_python_would_do_then(
+    environment: dict[str, str], code: int
+) -> None:
+    program = (
+        "import atexit, os, runpy, sys; atexit.register(os.abort); sys.argv = ['asyncprop', '--version']; "
+        "runpy.run_module('asyncprop', run_name='__main__')"
+    )
+    own = {key: value for key, value in os.environ.items() if key != "RANK"}
+    command, environment = [sys.executable, "-c", program], {**own, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert code or done.stdout == "0.1.0\n"  # what is printed to a pipe leaves it only now

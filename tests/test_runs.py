@@ -16,6 +16,7 @@ from asyncprop.runs import (
     read_config,
     read_environment,
     read_result,
+    take_over,
     write_json,
 )
 
@@ -74,6 +75,19 @@ def test_a_run_that_lost_lines_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have 5 whole lines"):
         Run(tmp_path, CONFIG, steps=5)
     assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
+
+
+def test_who_takes_over_where_the_folder_cannot_be_made_goes_on_in_a_new_one_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").write_text("")  # no folder, as on a machine without that user
+    with take_over(tmp_path / "home" / "run", CONFIG) as run:
+        assert run.path.parent == Path("runs")
+        run.add_step({"step": 7})
+    assert read_config(run.path) == CONFIG
+    (said,) = caplog.messages
+    assert said == f"{tmp_path / 'home' / 'run'} cannot be written here (Not a directory): going on in {run.path}"
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:

@@ -74,8 +74,11 @@ class Position:
 
 
 def rank_state(optimizer: Optimizer, trainer: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint keeps of each rank: its optimizer, its trainer's state, and its random state."""
-    return {"optimizer": optimizer.state_dict(), "trainer": trainer, "random": _random_state()}
+    """Return what a checkpoint keeps of each rank: its optimizer, its trainer's state, and its random state.
+
+    All of it is on the CPU: the first rank reads all ranks' states, and its GPU holds no more than its own.
+    """
+    return {"optimizer": _on_cpu(optimizer.state_dict()), "trainer": _on_cpu(trainer), "random": _random_state()}
 
 
 def save_checkpoint(link: Path, model: nn.Module, ranks: list[dict[str, Any]], position: Position) -> None:
@@ -182,9 +185,20 @@ def load_checkpoint(
     if not is_known:
         return position, {}
     torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    if torch.cuda.is_available():  # the machine may have fewer GPUs than the one that wrote
+        torch.cuda.set_rng_state_all(state["random"]["cuda"][: torch.cuda.device_count()])
     return position, state["trainer"]
+
+
+def _on_cpu(state: Any) -> Any:
+    """Return a state with all its tensors on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {name: _on_cpu(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_on_cpu(value) for value in state)
+    return state
 
 
 def _random_state() -> dict[str, Any]:

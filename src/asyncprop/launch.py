@@ -22,6 +22,9 @@ from asyncprop.devices import available_cores
 POLL_S = 0.1
 """Seconds between two looks at the ranks."""
 
+PATIENCE_S = 30.0
+"""Seconds that the other ranks have to end once one has ended in order: by then all is written."""
+
 SIGNALLED = 128
 """A greater exit code is that of a run that was asked to end, and has said so."""
 
@@ -68,23 +71,23 @@ def launch_tolerant(
         ranks: how many.
         arguments: of the command.
         replacements: how many ranks may be started anew for ranks that a signal has ended; they join the others.
-        quiet: do not tell how others may join.
+        quiet: let those that are started anew tell nothing but the result.
 
     Returns:
         The exit code: 0 if any rank has finished the run; else what a shell expects of a process that was asked to end,
         or that of the last rank that failed; and what to say of it.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    from asyncprop.exchange.members import note_end
+    from asyncprop.exchange.world import MEMBERS
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    address = f"127.0.0.1:{store.port}"
-    if not quiet:
-        print(f"{ranks} ranks; another joins them by: asyncprop train --join {address}", file=sys.stderr, flush=True)
     cores = str(max(1, available_cores() // ranks))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
               "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}  # fmt: skip
     common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", cores)
-    join = ["train", "--join", address, *(["--quiet"] if quiet else [])]
+    join = ["train", "--join", f"127.0.0.1:{store.port}", *(["--quiet"] if quiet else [])]
     codes = []
     with _Processes(common) as processes:
         for rank in range(ranks):
@@ -93,12 +96,14 @@ def launch_tolerant(
             time.sleep(POLL_S)
             for rank, code in processes.ended():
                 codes.append(code)
-                if code >= 0 or not processes.running or processes.asked is not None:
+                if rank < ranks:  # the members know one that joined by another number
+                    note_end(PrefixStore(MEMBERS, store), rank, _end_of(code))
+                if code >= 0 or not processes.running or processes.asked is not None or processes.is_over:
                     continue
-                print(f"asyncprop: rank {rank} was ended by {signal.Signals(-code).name}: the others go on",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                _say(f"rank {rank} {_end_of(code)}: the others go on")
                 if processes.started < ranks + replacements:
                     processes.start(join, {"LOCAL_RANK": str(rank)})
+            processes.kill_late()
     if 0 in codes:
         return 0, ""
     if processes.asked is not None:
@@ -110,6 +115,20 @@ def launch_tolerant(
 def is_rank() -> bool:
     """Tell whether this process is one of several that a launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _end_of(code: int) -> str:
+    """Say how a process has ended, after its name."""
+    if code >= 0:
+        return f"has ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # signals of the real-time range have no names
+        return f"was ended by signal {-code}"
+
+
+def _say(message: str) -> None:
+    print(f"asyncprop: {message}", file=sys.stderr, flush=True)
 
 
 def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -134,6 +153,7 @@ class _Processes:
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.started = 0
         self.asked: int | None = None
+        self._over_s: float | None = None
         self._environment = environment
         self._before: dict[int, Any] = {}
 
@@ -157,7 +177,23 @@ class _Processes:
         for number, process in list(self.running.items()):
             if (code := process.poll()) is not None:
                 del self.running[number]
+                if self._over_s is None and (code == 0 or code > SIGNALLED):
+                    self._over_s = time.monotonic()
                 yield number, code
+
+    @property
+    def is_over(self) -> bool:
+        """Whether one has ended in order: the run is finished, or was ended, and no other is needed."""
+        return self._over_s is not None
+
+    def kill_late(self) -> None:
+        """Kill those that have not ended long after another has, as they are stopped, or hang."""
+        if self._over_s is None or time.monotonic() - self._over_s < PATIENCE_S:
+            return
+        for number, process in self.running.items():
+            _say(f"rank {number} has not ended {PATIENCE_S:g} s after another: killing it")
+            process.kill()
+        self.running.clear()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked = number

@@ -55,21 +55,22 @@ def is_tolerant(config: TrainConfig) -> bool:
 def join_rank(address: str, *, quiet: bool = False) -> int:
     """Train as one more of the ranks that meet at `address`; return the exit code."""
     from asyncprop.exchange import LeftOut, World
+    from asyncprop.exchange.board import StoreLostError
     from asyncprop.methods.session import Session
     from asyncprop.runs import create_run
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"join must be HOST:PORT, as the first rank told it (got {address})")
-    with World(joins=address) as world:
-        assert world.members
-        try:
+    try:
+        with World(joins=address) as world:
+            assert world.members
             told = world.members.board.get(TOLD, lambda: _check_that_some_are_left(world.members))
-        except LeftOut as left_out:
-            return complain(str(left_out), FAILED)
-        config = TrainConfig.model_validate(told["config"])
-        job = Job(config, lambda world: Session(config, None, world), lambda: create_run(None, config), quiet=quiet)
-        return _train_in(world, job)
+            config = TrainConfig.model_validate(told["config"])
+            job = Job(config, lambda world: Session(config, None, world), lambda: create_run(None, config), quiet=quiet)
+            return _train_in(world, job)
+    except (LeftOut, StoreLostError) as error:
+        return complain(str(error), FAILED)
 
 
 def _check_that_some_are_left(members: Members | None) -> None:
@@ -96,7 +97,9 @@ def _train_in(world: World, job: Job) -> int:
 
     from asyncprop.devices import available_cores, keep_freed_memory
     from asyncprop.exchange import LeftOut
+    from asyncprop.exchange.board import StoreLostError
     from asyncprop.interrupt import Interrupt
+    from asyncprop.launch import is_rank
     from asyncprop.methods.train import Interrupted
     from asyncprop.methods.train import train as train_session
     from asyncprop.progress import All, Lines, Quiet, progress_on
@@ -111,10 +114,13 @@ def _train_in(world: World, job: Job) -> int:
             folder = _Folder(world, job, stack)
             run = folder.open() if world.is_first and not world.is_joining else None
             code = folder.tell()
-        except LeftOut as left_out:
-            return complain(str(left_out), FAILED)
+        except (LeftOut, StoreLostError) as error:
+            return complain(str(error), FAILED)
         if code:
             return code
+        if run and world.members and not job.quiet:
+            said = f"{world.size} ranks; another joins them by: asyncprop train --join {world.address}"
+            print(said, file=sys.stderr, flush=True)
         # Another rank than the first has something to tell only once it is the first.
         observer = progress_on(sys.stderr, quiet=job.quiet) if run else Quiet() if job.quiet else Lines(sys.stderr)
         if job.tensorboard:
@@ -131,12 +137,15 @@ def _train_in(world: World, job: Job) -> int:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
         except Interrupted:
             said = f"{who}stopped after {session.position.steps} batches{go_on()}"
-            return complain(said, interrupt.exit_code) if folder.run and world.is_first else interrupt.exit_code
+            tells = (folder.run and world.is_first) or not is_rank()  # one of those that were launched together
+            return complain(said, interrupt.exit_code) if tells else interrupt.exit_code
         except LeftOut as left_out:
             return complain(str(left_out), FAILED)
         except Exception as error:
-            traceback.print_exception(error)
-            code = complain(f"{who}the run failed: {type(error).__name__}: {error}{go_on()}", FAILED)
+            if not isinstance(error, StoreLostError):  # which is no fault of the program
+                traceback.print_exception(error)
+            what = "cannot join" if world.is_joining else "the run failed"
+            code = complain(f"{who}{what}: {type(error).__name__}: {error}{go_on()}", FAILED)
             if world.size > 1:
                 if world.members:
                     world.members.close(failed=True)  # nobody is to wait for this rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from asyncprop.config import TrainConfig, resolve, to_toml
+
+log = logging.getLogger("asyncprop")
 
 
 class Run:
@@ -116,11 +119,17 @@ def take_over(path: Path, config: TrainConfig) -> Run:
     """Open the folder of a run whose first rank has died, on the rank that is the first from now on.
 
     Without a checkpoint, as that rank died when it wrote the first, nothing in it counts. On a machine that does not
-    have the folder one of that name is made: it holds the lines from here on, and can be resumed like any other.
+    have the folder one of that name is made, or where that may not be, one under `runs/`: it holds the lines from here
+    on, and can be resumed like any other.
     """
-    if not path.exists():
-        return create_run(path, config)
-    return open_run(path) if (path / "checkpoint").exists() else Run(path, config)
+    try:
+        if not path.exists():
+            return create_run(path, config)
+        return open_run(path) if (path / "checkpoint").exists() else Run(path, config)
+    except OSError as error:
+        run = create_run(None, config)
+        log.warning("%s cannot be written here (%s): going on in %s", path, error.strerror, run.path)
+        return run
 
 
 def read_config(path: Path) -> TrainConfig:

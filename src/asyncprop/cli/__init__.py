@@ -43,12 +43,14 @@ app.register_install_completion_command(help="Let your shell complete commands a
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 failed, 2 bad input, 128 + n ended by signal n."""
+    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))  # one that joins is given another
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         code = complain(_one_line(error), BAD_INPUT)
-    except ValueError as error:  # of several ranks, which all say the same, one says it
-        code = complain(str(error), BAD_INPUT) if os.environ.get("RANK", "0") == "0" else BAD_INPUT
+    except ValueError as error:  # of a machine's ranks, which all say the same, one says it
+        said = str(error) if rank == "0" else f"rank {rank}: {error}"
+        code = complain(said, BAD_INPUT) if "0" in (rank, local_rank) else BAD_INPUT
     except KeyboardInterrupt:
         code = complain("stopped at once", 130)
     except BrokenPipeError:

@@ -12,11 +12,15 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from asyncprop.exchange.board import Board
 from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members, holds_store
 from asyncprop.exchange.told import InOrder
 
 JOIN_TIMEOUT_S = 10.0
-"""How long a rank that joins looks for the store."""
+"""How long a rank that joins looks for the store, and for ranks in it."""
+
+MEMBERS = "asyncprop/members"
+"""Prefix of what members leave in the store."""
 
 
 class World:
@@ -34,12 +38,14 @@ class World:
         rank: this process's number, from 0.
         size: how many there were at the start.
         members: those that are alive, if the world is tolerant.
+        address: then HOST:PORT of the store, where others join them.
     """
 
     def __init__(self, *, tolerant: bool = False, timeout_s: float = TIMEOUT_S, joins: str | None = None) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.members: Members | None = None
+        self.address = ""
         self._tolerant, self._timeout_s, self._joins = tolerant, timeout_s, joins
         self._store: Any = None
 
@@ -56,7 +62,8 @@ class World:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.members:
             # A refusal of what was given is an orderly end: the others are to hear of it.
-            self.members.close(failed=kind is not None and not issubclass(kind, ValueError))
+            failed = kind is not None and not issubclass(kind, ValueError)
+            self.members.close(failed=failed, waits=kind is None)
         elif self.size > 1 and kind is None:  # after an error the others may never come
             gc.collect()  # a DistributedDataParallel is part of a cycle, and holds the group, whose threads must end
             distributed.destroy_process_group()
@@ -88,30 +95,32 @@ class World:
 
     def _open_members(self) -> None:
         """Find the store, torch's own: the launcher holds it, or else the first rank, which then must not die."""
-        host, port = (
-            self._joins.rsplit(":", 1) if self._joins else (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
-        )
-        patience_s = JOIN_TIMEOUT_S if self._joins else START_TIMEOUT_S
+        self.address = self._joins or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         is_master = self._joins is None and holds_store(self.rank)
-        try:
-            store = TCPStore(host, int(port), is_master=is_master, timeout=timedelta(seconds=patience_s))
-        except RuntimeError as error:
-            if not self._joins:
-                raise
-            raise ValueError(f"join must be where ranks train (nobody answers at {self._joins})") from error
-        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
-        self._store = PrefixStore("asyncprop/counters", store)
+        store = self._find_store(is_master)
+        self._store = Board(PrefixStore("asyncprop/counters", store))
         rank = None if self._joins else self.rank
         self.members = Members(
-            PrefixStore("asyncprop/members", store),
-            self.size,
-            rank,
-            timeout_s=self._timeout_s,
-            holds_store=is_master,
+            PrefixStore(MEMBERS, store), self.size, rank, timeout_s=self._timeout_s, holds_store=is_master
         )
         self.members.open()
         self.rank, self.size = self.members.rank, self.members.size
         os.environ["RANK"] = str(self.rank)  # a rank that joins is slowed, or not, as this number says
+
+    def _find_store(self, is_master: bool) -> TCPStore:
+        host, port = self.address.rsplit(":", 1)
+        patience = timedelta(seconds=JOIN_TIMEOUT_S if self._joins else START_TIMEOUT_S)
+        try:
+            store = TCPStore(host, int(port), is_master=is_master, timeout=patience)
+            if self._joins:  # another program's store answers, too
+                PrefixStore(MEMBERS, store).wait(["start"], patience)
+        except RuntimeError as error:
+            if not self._joins:
+                raise
+            said = f"join must be where ranks train (nobody answers at {self._joins})"
+            raise ValueError(f"{said}: give the address that the first rank told") from error
+        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
+        return store
 
     def counter(self, name: str) -> Counter:
         """Return the counter called `name`, which all ranks share."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from asyncprop.exchange import LeftOut
@@ -65,14 +65,11 @@ def train(
     if run:
         observer.on_start(session, run)
     journal = Journal(session.world, run, take_over)
-    is_new = session.world.is_joining
-    if not position.steps and not is_new:
-        session.save(journal)  # from here on, a kill leaves something to resume
+    if not position.steps and not session.world.is_joining:
+        _save_start(session, journal)
     session.warm_up()
     session.measure_limit()
-    if is_new:
-        session.join()
-    with _traced(session, journal), session.trainer as trainer:
+    with _traced(session, journal), _entered(session, journal) as trainer:
         while not _is_over(session):
             try:
                 before = trainer.statistics()
@@ -88,6 +85,34 @@ def train(
     result = _result(session, exchanged)
     _finish(session, journal, result)
     return result
+
+
+def _save_start(session: Session, journal: Journal) -> None:
+    """Write a checkpoint of the start: from here on, a kill leaves something to resume."""
+    try:
+        session.save(journal)
+    except LeftOut:
+        _start_over(session, journal)
+
+
+@contextmanager
+def _entered(session: Session, journal: Journal) -> Iterator[Trainer]:
+    """Enter the trainer; a rank that joins, when it has what the others train: also if it was left out as it began."""
+    with ExitStack() as stack:
+        trainer: Trainer | None = None
+        while trainer is None:
+            if session.world.is_joining:
+                session.join()
+            try:
+                trainer = stack.enter_context(session.trainer)
+            except LeftOut:
+                _start_over(session, journal)
+        yield trainer
+
+
+def _start_over(session: Session, journal: Journal) -> None:
+    journal.leave()
+    session.start_over()
 
 
 @contextmanager
