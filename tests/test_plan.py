@@ -44,6 +44,7 @@ def test_costs_are_read_off_a_trace() -> None:
     assert costs.forward_s == pytest.approx((1.0 + 1.0, 2.0))
     assert costs.backward_s == pytest.approx((3.0, 4.0))
     assert costs.update_s == pytest.approx((0.5, 0.5))
+    assert costs.launch_s == pytest.approx(1.0)  # in forward_s of the first layer
     assert costs.backward_forward_ratio == pytest.approx(2.0)
 
 

@@ -53,9 +53,10 @@ def print_plan(found: Plan, stream: TextIO) -> None:
     for what, costs in (("one pass alone", found.alone), (f"{cores} passes at once", found.costs)):
         whole = sum(costs.forward_s) + sum(costs.backward_s) + sum(costs.update_s)
         console.print(
-            f"{what}: forward {1e3 * sum(costs.forward_s):.2f} ms, backward {1e3 * sum(costs.backward_s):.2f} ms, "
-            f"updates {1e3 * sum(costs.update_s):.2f} ms ({len(found.layers)} layers), "
-            f"backward/forward {costs.backward_forward_ratio:.2f}, together {1e3 * whole:.2f} ms"
+            f"{what}: forward {_ms(sum(costs.forward_s))} ms (launch {_ms(costs.launch_s)} of it), "
+            f"backward {_ms(sum(costs.backward_s))} ms, updates {_ms(sum(costs.update_s))} ms "
+            f"({len(found.layers)} layers), "
+            f"backward/forward {costs.backward_forward_ratio:.2f}, together {_ms(whole)} ms"
         )
     mib = 2**20
     console.print(

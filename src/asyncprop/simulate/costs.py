@@ -24,6 +24,8 @@ class LayerCosts:
         update_s: of its step.
         transfer_s: until its parameters have reached another device.
         variation: by which the times of whole passes vary: standard deviation over mean. 0: all take equally long.
+        launch_s: of `forward_s`, what a worker takes from one pass to the next: to fetch a batch, and begin. None if it
+            was not measured.
     """
 
     forward_s: tuple[float, ...]
@@ -31,6 +33,7 @@ class LayerCosts:
     update_s: tuple[float, ...]
     transfer_s: tuple[float, ...]
     variation: float = 0.0
+    launch_s: float | None = None
 
     @property
     def backward_forward_ratio(self) -> float:
@@ -65,14 +68,14 @@ class Costs:
         """
         if not self.layers:
             spread = {kind: (self.whole[kind] / len(layers),) * len(layers) for kind in KINDS}
-            return LayerCosts(**spread, variation=self.variation)
+            return LayerCosts(**spread, variation=self.variation, launch_s=None)
         if missing := [name for name in layers if name not in self.layers]:
             raise ValueError(f"costs must be of this model ({self.name} has none for its layer {missing[0]!r})")
         by_layer = {kind: tuple(self.layers[name][kind] for name in layers) for kind in KINDS}
         for kind in PASSES:
             if not sum(by_layer[kind]):
                 raise ValueError(f"costs: {kind} must be > 0 of one layer at least ({self.name} has 0 of all)")
-        return LayerCosts(**by_layer, variation=self.variation)
+        return LayerCosts(**by_layer, variation=self.variation, launch_s=None)
 
 
 def read_costs(name: str) -> Costs:

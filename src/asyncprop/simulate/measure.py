@@ -78,7 +78,8 @@ def costs_of(trace: Trace, first: int = 0) -> LayerCosts:
     forward, backward, update = (tuple(kind) for kind in means)
     wholes = [_total(costs) for costs in passes]
     variation = stdev(wholes) / fmean(wholes) if len(wholes) > 1 else 0.0
-    return LayerCosts(forward, backward, update, (0.0,) * len(forward), min(variation, MOST_VARIATION))
+    transfer = (0.0,) * len(forward)
+    return LayerCosts(forward, backward, update, transfer, min(variation, MOST_VARIATION), launch_s=idle)
 
 
 def _one_pass(events: list[Event], idle_s: float, layers: int) -> tuple[list[float], list[float], list[float]]:
