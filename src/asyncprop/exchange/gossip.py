@@ -14,7 +14,6 @@ equal: `settle`, `agreement`.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -27,8 +26,7 @@ from torch.optim import Optimizer
 from asyncprop.engine import Exchange
 from asyncprop.engine.exchange import Replica
 from asyncprop.exchange.agreement import Agreement, check_types
-from asyncprop.exchange.board import POLL_S
-from asyncprop.exchange.identity import check_identity, identity_of
+from asyncprop.exchange.identity import check_identity, greet, identity_of
 from asyncprop.exchange.members import TIMEOUT_S, Members, holds_store
 from asyncprop.exchange.neighbour import Neighbour
 from asyncprop.exchange.peers import Peers, Topology
@@ -206,7 +204,7 @@ class LayerGossip(Exchange):
 
     def _begin(self, shared: Shared) -> None:
         members = shared.members
-        self._greet(shared)
+        greet(members, self._identity)
         given, members.given = members.given, None  # it is as large as the model
         if given is not None:
             self.rejoin(given["replica"])
@@ -319,25 +317,6 @@ class LayerGossip(Exchange):
         )
         members.open()
         return members, store
-
-    def _greet(self, shared: Shared) -> None:
-        """Check that everybody has the same model, and speaks the same protocol."""
-        shared.members.board.put(f"identity/{shared.rank}", self._identity)
-        for member in shared.members.among:
-            if member != shared.rank and (theirs := self._identity_of(shared, member)):
-                check_identity(self._identity, shared.rank, theirs, member)
-
-    @staticmethod
-    def _identity_of(shared: Shared, member: int) -> dict[str, Any] | None:
-        """Wait for what another rank says of itself; None if it dies before it has said anything."""
-        board, key = shared.members.board, f"identity/{member}"
-        while not board.has(key):
-            shared.members.check()
-            if member not in shared.members.alive:
-                return None
-            time.sleep(POLL_S)
-        identity: dict[str, Any] = board.get(key)
-        return identity
 
 
 def _forget_what_is_no_number(optimizer: Optimizer) -> None:
