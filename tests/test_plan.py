@@ -290,7 +290,9 @@ def test_ddp_trains_in_processes_of_its_own() -> None:
 
 def told(*choices: Choice) -> str:
     stream = io.StringIO()
-    advice.print_plan(Plan(("0", "1"), COSTS, COSTS, 0, 0, choices, best(choices)), stream)
+    advice.print_plan(
+        Plan(("0", "1"), COSTS, COSTS, 0, 0, choices, best([one for one in choices if one.measured])), stream
+    )
     return " ".join(stream.getvalue().split())
 
 
@@ -299,12 +301,27 @@ def test_ddp_is_advised_where_it_is_the_fastest_and_what_it_changes_is_told() ->
     loop = Choice(None, None, 0.0, "one pass at a time", 0, 2, measured_s=1.0)
     two = Choice(Coupled(2), 0.8, 0.5, "cores", 0, measured_s=1.1)
     text = told(ddp, loop, two)
-    assert "Advice: torch DDP, 2 processes. Nothing is faster by more than 2 %" in text
-    assert "(--method ddp --ranks 2). But each process has a batch a step: 2 times the batch size" in text
+    assert "Advice: torch DDP, 2 processes (--method ddp --ranks 2). Nothing is faster by more than 2 %" in text
+    assert "But each process has a batch a step: 2 times the batch size" in text
     assert "800.00 │ 1100.00" in text  # what was predicted of a choice is told beside its time
     assert "– │ 900.00" in text
-    assert "Advice: SGD, 2 intra-op threads." in told(replace(ddp, measured_s=0.99), loop, two)
-    assert "Advice: 2 coupled workers." in told(replace(two, measured_s=0.8), ddp, loop)
+    assert "Advice: SGD, 2 intra-op threads (--method sgd)." in told(replace(ddp, measured_s=0.99), loop, two)
+    assert "Advice: 2 coupled workers (asyncprop.Coupled(2) in a program)." in told(
+        replace(two, measured_s=0.8), ddp, loop
+    )
+
+
+def test_the_options_of_advised_threads_are_told_and_why_one_lane_may_be_enough() -> None:
+    two = Choice(Decoupled(1, 2, lanes=2), 0.9, 0.5, "cores", 0, measured_s=1.0)
+    one = Choice(Decoupled(1, 1, lanes=1), 0.9, 0.0, "cores", 0, measured_s=0.9)
+    untried = Choice(Coupled(3), 0.5, 0.0, "cores", 0)
+    text = told(two, untried)
+    assert (
+        "Advice: 1 forward, 2 backward threads, 2 lanes (--forward-threads 1 --backward-threads 2 --lanes 2)." in text
+    )
+    assert "not tried" in text
+    assert "1 forward, 1 backward thread, 1 lane (--" in told(one, two)
+    assert "each layer is stepped as soon as its gradient is there" in told(one, two)
 
 
 def test_what_all_cores_busy_would_take_is_told_as_of_traced_passes(monkeypatch) -> None:

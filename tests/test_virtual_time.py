@@ -414,7 +414,9 @@ def test_a_run_says_that_links_are_free(method: str, transfer_s: float, says: bo
     config = SimulateConfig(task="digits", method=method, train_samples=320, costs=str(costs))
     with create_run(tmp_path / "run", config) as run:
         Lines(said).on_start(SimulatedSession(config), run)
-    remark = ["links are free: transfer_s is 0 of all layers in the costs here"]
+    remark = [
+        "links are free, so replicas meet in no time: set transfer_s, which is 0 of all layers, in the costs here"
+    ]
     assert said.getvalue().splitlines()[1:] == (remark if says else [])
 
 

@@ -69,7 +69,7 @@ def _run(layers: int, workers: int) -> tuple[int, float]:
     return time.events, process_time() - began
 
 
-HEADINGS = ["layers", "workers", "layer events", "events of the clock", "s of computing", "µs per layer event"]
+HEADINGS = ["layers", "workers", "layer events", "events of the clock", "CPU s", "µs per layer event"]
 
 
 def print_events(found: dict[str, Any], stream: TextIO) -> None:

@@ -127,7 +127,10 @@ def virtual(
 
 @app.command
 def events(*, rounds: AtLeastOne = 3, json: JsonFile = None, markdown: Path | None = None) -> int:
-    """Measure what a simulation costs, by the layers of its model and its workers.
+    """Measure what a simulation costs, by the layers of its model and its workers: seconds of the CPU, of all threads.
+
+    A layer event is a read, a gradient or a write of a layer; the clock lets time pass twice for each. A round takes
+    about half a minute.
 
     Args:
         rounds: How often everything is run, in turn; medians are taken.

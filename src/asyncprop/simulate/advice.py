@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncprop.devices import available_cores, keep_freed_memory
+from asyncprop.engine import Coupled
 from asyncprop.runs import environment
-from asyncprop.simulate.choices import MARGIN
+from asyncprop.simulate.choices import MARGIN, Choice
 from asyncprop.simulate.costs import write_costs
 from asyncprop.simulate.ddp import Made
 from asyncprop.simulate.planning import Plan, plan
@@ -56,7 +57,8 @@ def print_plan(found: Plan, stream: TextIO) -> None:
             f"{what}: forward {_ms(sum(costs.forward_s))} ms (launch {_ms(costs.launch_s)} of it), "
             f"backward {_ms(sum(costs.backward_s))} ms, updates {_ms(sum(costs.update_s))} ms "
             f"({len(found.layers)} layers), "
-            f"backward/forward {costs.backward_forward_ratio:.2f}, together {_ms(whole)} ms"
+            f"backward/forward {costs.backward_forward_ratio:.2f}, together {_ms(whole)} ms, "
+            f"± {100 * costs.variation:.0f} % from pass to pass"
         )
     mib = 2**20
     console.print(
@@ -66,18 +68,30 @@ def print_plan(found: Plan, stream: TextIO) -> None:
     table = Table("workers", "ms per batch: predicted", "measured", "staleness", "bound by", "MiB")
     for choice in found.choices:
         table.add_row(
-            choice.label, _ms(choice.predicted_s), _ms(choice.measured_s), f"{choice.staleness:.2f}", choice.bound,
+            choice.label, _ms(choice.predicted_s), _ms(choice.measured_s, "not tried"), f"{choice.staleness:.2f}",
+            choice.bound,
             f"{choice.memory_bytes / mib:.0f}",
         )  # fmt: skip
     console.print(table)
     whole = sum(found.costs.forward_s) * (1 + found.costs.backward_forward_ratio)
     busy = f"{1e3 * whole / cores:.2f} ms per batch"
     console.print(f"By traced passes, all cores busy would take about {busy}.")
-    console.print(f"Advice: {found.advice.label}.{_why(found)}")
+    console.print(f"Advice: {found.advice.label} ({_how(found.advice)}).{_why(found)}")
 
 
-def _ms(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e3 * seconds:.2f}"
+def _ms(seconds: float | None, none: str = "–") -> str:
+    return none if seconds is None else f"{1e3 * seconds:.2f}"
+
+
+def _how(choice: Choice) -> str:
+    """Say how to take a choice: the options of `asyncprop train`, where it has them."""
+    workers = choice.workers
+    if workers is None:
+        return f"--method ddp --ranks {choice.ranks}" if choice.ranks > 1 else "--method sgd"
+    if isinstance(workers, Coupled):
+        return f"asyncprop.Coupled({workers.workers}) in a program"
+    lanes = f" --lanes {workers.lanes}" if workers.lanes else ""
+    return f"--forward-threads {workers.forward} --backward-threads {workers.backward}{lanes}"
 
 
 def _console(stream: TextIO) -> Console:
@@ -89,11 +103,15 @@ def _why(found: Plan) -> str:
     advice, limit = found.advice, f"{100 * MARGIN:g} %"
     if advice.ranks > 1:
         return (
-            f" Nothing is faster by more than {limit}, and it has no staleness (--method ddp --ranks {advice.ranks}). "
-            f"But each process has a batch a step: {advice.ranks} times the batch size, and fewer steps."
+            f" Nothing is faster by more than {limit}, and it has no staleness. But each process has a batch a step: "
+            f"{advice.ranks} times the batch size, and fewer steps."
         )
     if advice.workers is None:
         return f" Nothing is faster by more than {limit}, and SGD has no staleness."
+    if advice.workers.lanes_on(1) == 1:
+        return (
+            " It computes one pass at a time, as SGD does; but each layer is stepped as soon as its gradient is there."
+        )
     if best is not advice:
         return f" It is within {limit} of the fastest ({best.label}), and less stale."
     return ""

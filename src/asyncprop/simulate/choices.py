@@ -60,13 +60,18 @@ def label(workers: Coupled | Decoupled | None, intraop_threads: int, ranks: int 
     """Return a choice in words."""
     if ranks > 1:
         return f"torch DDP, {ranks} processes"
-    threads = f"{intraop_threads} intra-op thread{'s' if intraop_threads > 1 else ''}"
+    threads = _counted(intraop_threads, "intra-op thread")
     if workers is None:
         return f"SGD, {threads}"
     each = f", {threads} each" if intraop_threads > 1 else ""
     if isinstance(workers, Coupled):
-        return f"{workers.workers} coupled worker{'s' if workers.workers > 1 else ''}{each}"
-    return f"{workers.forward} forward, {workers.backward} backward threads, {workers.lanes} lanes{each}"
+        return _counted(workers.workers, "coupled worker") + each
+    backward, lanes = _counted(workers.backward, "backward thread"), _counted(workers.lanes or 1, "lane")
+    return f"{workers.forward} forward, {backward}, {lanes}{each}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def candidates(cores: int) -> Iterator[Coupled | Decoupled]:

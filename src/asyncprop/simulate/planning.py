@@ -36,7 +36,8 @@ class Plan:
         costs: of the layers, with all cores busy.
         alone: with one pass at a time.
         activations_bytes, gradients_bytes: of one pass.
-        choices: from the fastest to the slowest; those that may be the best were timed, the others are predicted.
+        choices: those that may be the best, which were tried, from the fastest to the slowest; then the others, as
+            they are predicted.
         advice: the least stale of those tried that are as fast as the fastest, within MARGIN.
     """
 
@@ -102,7 +103,8 @@ def plan(
     choices += [measured.ddp()] if make and measured.cores > 1 else []
     finalists = finalists_of(choices, measured.cores)
     others = [choice for choice in choices if choice not in finalists]
-    choices = sorted(others + measured.timed(finalists, make), key=lambda one: one.seconds_per_batch)
+    tried = measured.timed(finalists, make)
+    choices = [*_by_speed(tried), *_by_speed(others)]
     layers = tuple(layer.name for layer in find_layers(model, trainable(model, optimizer), update.layers))
     return Plan(
         layers,
@@ -130,6 +132,10 @@ def plan_decoupled(
     chosen = best(measured.timed(finalists) if len(finalists) > 1 else finalists).workers
     assert isinstance(chosen, Decoupled)
     return chosen
+
+
+def _by_speed(choices: Sequence[Choice]) -> list[Choice]:
+    return sorted(choices, key=lambda one: one.seconds_per_batch)
 
 
 def _best_of(choices: Sequence[Choice], kinds: tuple[type, ...]) -> Choice:

@@ -18,6 +18,7 @@ from asyncprop.engine.lanes import trainable
 from asyncprop.engine.layers import Layer, find_layers
 from asyncprop.engine.partition import BackwardTimes, cut
 from asyncprop.methods import Method, get_method, meeting_of
+from asyncprop.methods.fitting import refuse_what_is_not_modelled, replicas
 from asyncprop.methods.repeat import NEVER_S
 from asyncprop.methods.session import Session, Turns
 from asyncprop.methods.trainer import Extent, Trainer, open_trainer, refuse_what_it_lacks
@@ -30,8 +31,6 @@ from asyncprop.simulate.in_step import Buckets, Gradients, InStep, Parameters
 from asyncprop.simulate.loop import VirtualLoop
 from asyncprop.simulate.pace import THROUGH, Machine, Pace, SimulatedDevice
 from asyncprop.simulate.virtual_time import VirtualTime
-
-NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook", "checkpoint_every", "warm_up_batches")
 
 
 class SimulatedSession(Session):
@@ -47,7 +46,7 @@ class SimulatedSession(Session):
     def __init__(self, config: SimulateConfig) -> None:
         if config.turn != "free":
             raise ValueError(f"turn must be left out of a simulation, which is ordered anyway (got {config.turn})")
-        _refuse_what_is_not_modelled(config)
+        refuse_what_is_not_modelled(config)
         self.simulated = config
         self._begun_s = perf_counter()
         self.clock = self._time = VirtualTime()
@@ -87,9 +86,12 @@ class SimulatedSession(Session):
         row = get_method(self.config.method)
         layers = find_layers(model, trainable(model, optimizer))
         costs = self._costs.of([layer.name for layer in layers])
-        self._ranks = ranks = _ranks(self.simulated, row)
+        self._ranks = ranks = replicas(self.simulated, row)
         if ranks > 1 and not any(costs.transfer_s):
-            self.remark = f"links are free: transfer_s is 0 of all layers in the costs {self._costs.name}"
+            self.remark = (
+                f"links are free, so replicas meet in no time: set transfer_s, which is 0 of all layers, in the costs "
+                f"{self._costs.name}"
+            )
         refuse_what_it_lacks(self.config, row, meeting_of(row.name, self.config.exchange), ranks)
         if row.workers is None and ranks > self.batches_per_epoch:
             raise ValueError(
@@ -133,7 +135,7 @@ class _Trainers:
         """Return the trainer of one rank; they are made in the order of ranks."""
         session, config, time = self._session, self._session.config, self._time
         if self._row.workers is None:
-            given = parse_delays(config.delay) if config.delay else ()
+            given = parse_delays(config.delay)
             refuse_nobody(given, ranks=self._ranks, workers=1)
             delays = on_rank([replace(delay, seed=delay.seed + config.seed) for delay in given], rank)
             return VirtualLoop(
@@ -183,14 +185,6 @@ class _Trainers:
         return cut(BackwardTimes(alone, tuple(sum(backward[place:]) for place in places)), self._layers, workers)
 
 
-def _refuse_what_is_not_modelled(config: SimulateConfig) -> None:
-    for name in NOT_MODELLED:
-        if getattr(config, name) != SimulateConfig.model_fields[name].default:
-            raise ValueError(f"{name} must be left out of a simulation, which does not model it: see docs/simulate.md")
-    if config.device != "cpu":
-        raise ValueError(f"device must be left out of a simulation, which has devices of its own (got {config.device})")
-
-
 def _seed(config: TrainConfig, rank: int) -> int:
     return config.seed + 1_000_003 * rank
 
@@ -204,16 +198,6 @@ def _machines(config: SimulateConfig) -> list[Machine]:
         raise ValueError(f"speeds must be at most as many as the devices, {config.devices} (got {len(given)})")
     speeds = given + given[-1:] * (config.devices - len(given))
     return [Machine(speed, config.cores) for speed in speeds]
-
-
-def _ranks(config: SimulateConfig, row: Method) -> int:
-    """Return how many replicas there are: a method whose ranks meet has one per device."""
-    ranks = config.ranks or (config.devices if row.exchange else 1)
-    if row.workers is None and row.exchange is None and ranks > 1:
-        raise ValueError(f"ranks must be 1 for method {row.name} (got {ranks}): ddp is its like on several")
-    if config.devices % ranks:
-        raise ValueError(f"devices must be a multiple of ranks (got {config.devices}, ranks={ranks})")
-    return ranks
 
 
 def _with_workers(
