@@ -1,5 +1,6 @@
 """The command: exit codes, one line for what is wrong, and nothing slow before it is needed."""
 
+import errno
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncprop.cli import main
+from asyncprop.config import NOT_MODELLED
 from asyncprop.devices import available_cores
 
 
@@ -35,6 +37,7 @@ WRONG = [
     (["train", "digits", "--lr"], "requires an argument"),
     (["train", "digits", "--replacements", "1"], "replacements must be left out: only ranks that gossip"),
     (["train", "--join", "here:1", "--tensorboard"], "join takes no other option"),
+    (["train", "--join", "127.0.0.1:99999"], r"join must be HOST:PORT, .* \(got 127.0.0.1:99999\)"),
     (["train"], "task must be given"),
     (["train", "digits", "--method", "sgd", "--turn", "ordered"], "turn must not be ordered for method sgd"),
     (["replay", "nowhere"], r"path must be the folder of a run \(nowhere"),
@@ -48,6 +51,7 @@ WRONG = [
     (["train", "digits", "--method", "adam"], "method must be one of sgd"),
     (["train", "digits", "--method", "sgd", "--workers", "2"], "workers must not be given for method sgd"),
     (["train", "digits", "--delay", "slow"], "delay must be like rank=1,seconds=0.5"),
+    (["train", "digits", "--delay", ""], "delay must be like rank=1,seconds=0.5"),
     (["train", "digits", "--compensation", "some"], "--compensation must be 'none', 'constant', 'adaptive' or"),
     (["delays"], "comparisons must be given"),
     (["report"], "runs must be given"),
@@ -60,6 +64,12 @@ WRONG = [
     (["compare", "digits", "--seeds", "0"], r"--seeds must be >= 1 \(got 0\)"),
     (["compare", "digits", "--methods", "sgd,magic"], "method must be one of"),
     (["compare", "digits", "--json", "no/such/folder.json"], "must be in a folder that exists"),
+    (["compare", "digits", "--markdown", "."], r"writable \(\.: Is a directory\)"),
+    (["plan", "digits", "--costs", "/proc/none.toml"], r"writable \(/proc/none.toml: .+\)"),
+    (["train", "digits", "--out", "/dev/null/run"], r"out must be a folder that .* \(/dev/null/run: Not a directory\)"),
+    (["simulate", "digits", "--out", "/"], r"out must be a new or empty folder \(/ is not\): choose another$"),
+    (["compare", "digits", "--out", "/dev/null"], r"out must be a folder that .* \(/dev/null: Not a directory\)"),
+    (["reproduce", "table1", "--out", "/dev/null/here"], r"out must be a folder that .* Not a directory"),
     (["data", "fetch", "mnist"], "name must be one of digits"),
     (["bench", "engine", "--workloads", "vgg"], "workloads must be some of"),
     (["bench", "engine", "--rounds", "0"], r"--rounds.*[Mm]ust be >= 1"),
@@ -82,6 +92,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert re.search(message, err), err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "c.json")
+
+    monkeypatch.setattr("asyncprop.listing.print_tasks", full)
+    assert call(capsys, "tasks") == (1, "", "asyncprop: [Errno 28] No space left on device: 'c.json'\n")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +133,30 @@ def test_who_refuses_when_it_has_joined_says_so(
     assert call(capsys, "train", "--join", "here:1") == (2, "", "asyncprop: data-dir must be given\n")
 
 
+@pytest.mark.parametrize("method", ["hogwild", "ddp"])
+def test_a_delay_of_a_rank_that_cannot_be_is_refused_before_any_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def never(*arguments: object) -> tuple[int, str]:
+        raise AssertionError
+
+    monkeypatch.setattr("asyncprop.launch.launch", never)
+    slowed = ["--method", method, "--ranks", "2", "--delay", "rank=5,seconds=1"]
+    assert call(capsys, "train", "digits", *slowed) == (
+        2, "", "asyncprop: delay: rank must be < 2, the number of ranks, which count from 0 (got 5)\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_of_a_delay_of_a_rank_that_may_join_it_is_said_that_it_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: list[str]
+) -> None:
+    monkeypatch.setattr("asyncprop.launch.launch_tolerant", lambda *arguments, **options: (0, ""))
+    slowed = ["--method", "layup", "--ranks", "2", "--delay", "rank=2,seconds=1;rank=1,seconds=1", *quiet]
+    said = "" if quiet else "delay: rank 2 is not there yet, and slowed if it joins\n"
+    assert call(capsys, "train", "digits", *slowed) == (0, "", said)
+
+
 def test_training_and_resuming(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     code, out, err = call(capsys, "train", "digits", "--epochs", "1", "--train-samples", "64", "--out", folder)
@@ -123,6 +165,8 @@ def test_training_and_resuming(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "epoch 1/1" in err
     code, again, err = call(capsys, "train", "--resume", folder, "--quiet")
     assert (code, again, err) == (0, out, "")
+    code, again, err = call(capsys, "train", "--resume", folder)
+    assert (code, again, err) == (0, out, f"{folder} is finished: nothing is left to train\n")
 
 
 def test_a_run_can_be_repeated_from_its_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -150,6 +194,13 @@ def test_listings(arguments: list[str], words: list[str], capsys: pytest.Capture
     code, out, _ = call(capsys, *arguments)
     assert code == 0
     assert all(word in out for word in words)
+
+
+def test_what_a_simulation_refuses_is_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = [name.replace("_", "-") for name in (*NOT_MODELLED, "device", "turn")]
+    for command, are_offered in (("train", True), ("simulate", False)):
+        _, out, _ = call(capsys, command, "--help")
+        assert [bool(re.search(rf"--{option}\b(?!-)", out)) for option in refused] == [are_offered] * len(refused)
 
 
 def test_help_promises_no_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,3 +251,8 @@ def test_a_simulation_and_a_plan_are_told(capsys: pytest.CaptureFixture[str], tm
     code, out, _ = call(capsys, "simulate", "digits", *options, "--out", str(tmp_path / "run"))
     assert code == 0
     assert out.startswith("best accuracy ")
+    for command in (["train", "--resume"], ["replay"]):
+        code, _, err = call(capsys, *command, str(tmp_path / "run"))
+        assert (code, "run is a simulation, which can be neither resumed nor replayed" in err) == (2, True)
+    code, _, err = call(capsys, "simulate", "digits", "--costs", costs, "--out", str(tmp_path / "run"))
+    assert (code, err.endswith("is not): choose another\n")) == (2, True)

@@ -48,6 +48,13 @@ def test_methods_take_turns_seed_by_seed(tmp_path: Path) -> None:
         ({"devices": 2}, "devices and speeds are of virtual time"),
         ({"tune": "colour=1"}, "tune must be like"),
         ({"tune": "seed=1,2"}, "tune must be like"),
+        ({"methods": "async-lu,sgd:ranks=2"}, "ranks must be 1 for method sgd"),
+        ({"methods": "layup,ddp", "ranks": 2, "delay": "rank=3,seconds=1"}, "delay: rank must be < 2"),
+        ({"methods": "async-lu,ddp", "ranks": 2, "delay": "factor=2"}, "factor must slow one named rank"),
+        ({"methods": "async-lu,sgd", "delay": "worker=1,seconds=1"}, "delay: worker must be < 1"),
+        ({"methods": "sgd,ddp:ranks=2", "costs": "a100-resnet18"}, "devices must be a multiple of ranks"),
+        ({"methods": "sgd,layup:wire=bf16", "costs": "a100-resnet18"}, "wire must be left out of a simulation"),
+        ({"methods": "async-lu,sgd", "tune": "lanes=1,2"}, "lanes must not be given for method sgd"),
     ],
 )
 def test_what_cannot_be_compared(tmp_path: Path, options: dict[str, Any], message: str) -> None:

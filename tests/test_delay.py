@@ -86,6 +86,9 @@ def test_as_the_command_has_them() -> None:
         ("rank=-1", "rank must be >= 0 .got -1."),
         ("worker=-2", "worker must be >= 0 .got -2."),
         ("distribution=normal", "distribution must be"),
+        ("", "delay must be like"),
+        ("rank=0", r"delay must give seconds or factor, by which it slows \(got rank=0\)"),
+        ("seconds=1;rank=1,every=2", r"delay must give seconds or factor, .* \(got rank=1,every=2\)"),
     ],
 )
 def test_what_is_no_delay(text: str, message: str) -> None:
@@ -114,6 +117,13 @@ def test_other_delays_of_ranks_in_step_are_not(delay: str | None, monkeypatch: p
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     open_trainer(options, "ddp", model, optimizer, cross_entropy, extent=Extent(4, 1, 2))
     assert len(made) == 1
+
+
+def test_an_empty_delay_is_refused_where_it_is_used() -> None:
+    model = TINY["mlp"].seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="delay must be like"):
+        open_trainer(TrainConfig(task="digits", delay=""), "sgd", model, optimizer, cross_entropy, extent=Extent(4, 1))
 
 
 def test_a_factor_of_one_rank_alone_needs_no_name() -> None:

@@ -59,13 +59,20 @@ def test_it_goes_on_with_another_number_of_ranks_and_ends_with_one_that_has_join
         address = train.read_until(lambda line: "another joins them by" in line).split()[-1]
         train.read_epochs(2)
         assert {row["rank"] for row in rows(out)[before:]} == {0, 1}
-        with command("--join", address, "--quiet") as joined:
+        with command("--join", address) as guest:
             train.read_until_trained_by(out, 2)
+            assert guest.stop() == 128 + signal.SIGTERM, "".join(guest.lines)
+            train.read_until(lambda line: "rank 0: rank 2 leaves: going on without it" in line)
+        with command("--join", address, "--quiet") as joined:
+            train.read_until_trained_by(out, 3)
             assert train.stop() == 128 + signal.SIGTERM, "".join(train.lines)
             assert joined.read_to_the_end() == 128 + signal.SIGINT, "".join(joined.lines)
     steps = rows(out)
     assert [row["step"] for row in steps] == list(range(len(steps)))
-    assert joined.lines == [f"asyncprop: rank 2: stopped after {len(steps)} batches\n"]
+    assert guest.lines[0].startswith("rank 2 has joined: digits by layup, epoch ")
+    assert guest.lines[-1].endswith(" batches: the others go on\n")
+    assert "rank 0: rank 2 joins\n" in train.lines
+    assert joined.lines == [f"asyncprop: rank 3: stopped after {len(steps)} batches\n"]
 
 
 def test_a_run_of_which_a_rank_was_killed_is_finished_and_says_so(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Joining: a rank that takes over the training from others, as it is new, or as they went on before it had trained."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +17,9 @@ from asyncprop.config import TrainConfig
 from asyncprop.exchange import Members, World
 from asyncprop.exchange.attendance import set_key
 from asyncprop.methods.session import Session
-from asyncprop.methods.train import train
+from asyncprop.methods.train import Interrupted, Left, _end_if_asked, train
 from asyncprop.progress import Quiet
-from asyncprop.runs import create_run
+from asyncprop.runs import create_run, take_over
 from asyncprop.trace import Step
 from gossip_world import at_once
 from processes import rows
@@ -52,6 +54,15 @@ class Local(World):
         self._store = PrefixStore("counters", self._shared)
         self.members = Members(PrefixStore("members", self._shared), self.size, self.rank, timeout_s=60.0)
         self.members.open()
+
+
+class Joins(Quiet):
+    """Counts how often this rank has joined others."""
+
+    count = 0
+
+    def on_join(self, session: Session) -> None:
+        self.count += 1
 
 
 class Holds(Quiet):
@@ -94,7 +105,7 @@ def test_a_rank_that_hangs_before_it_has_trained_joins_those_that_went_on(
     tmp_path: Path, before: str, meeting: Callable[[Members], str]
 ) -> None:
     """In the first save; and in the meeting that begins the exchange, which comes after the limit was measured."""
-    given, observer = config(method="layup"), Holds()
+    given, observer, joins = config(method="layup"), Holds(), Joins()
     worlds = [Local(store, rank) for store in [HashStore()] for rank in range(2)]
 
     def stay() -> dict[str, Any]:
@@ -110,11 +121,66 @@ def test_a_rank_that_hangs_before_it_has_trained_joins_those_that_went_on(
             join = session.join
             session.join = lambda: (join(), observer.may_go_on.set())[0]
             try:
-                return train(session, None, Quiet())
+                return train(session, None, joins)
             finally:
                 observer.may_go_on.set()
 
     first, second = at_once(stay, hang)
+    assert joins.count == 1
     assert first["ranks"] == second["ranks"] == 2
     assert first["history"][-1]["test_metric"] == second["history"][-1]["test_metric"]
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(20))
+
+
+@pytest.mark.parametrize("guest", [0, 1])
+def test_a_guest_leaves_at_a_meeting_and_nothing_is_lost_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, guest: int
+) -> None:
+    """Also if it has become the first, which writes the run's folder."""
+    given, path = config(method="layup"), tmp_path / "run"
+    worlds = [Local(store, rank) for store in [HashStore()] for rank in range(2)]
+    worlds[guest].is_guest = True
+
+    def work(rank: int) -> dict[str, Any]:
+        with worlds[rank] as world, ExitStack() as stack:
+            run = stack.enter_context(create_run(path, given)) if rank == 0 else None
+            becomes_first = lambda: stack.enter_context(take_over(path, given))  # noqa: E731
+            try:
+                return train(Session(given, None, world), run, Quiet(), lambda: rank == guest, becomes_first)
+            except Left:
+                assert rank == guest
+                assert world.members
+                world.members.close()
+                return {}
+
+    with caplog.at_level(logging.WARNING, "asyncprop"):
+        results = at_once(*(lambda rank=rank: work(rank) for rank in range(2)))
+    result = results[1 - guest]
+    assert (results[guest], result["ranks"], result["ranks_lost"]) == ({}, 1, [])
+    assert result["samples"] == 640
+    assert [row["step"] for row in rows(path)] == list(range(20))
+    assert f"rank {1 - guest}: rank {guest} leaves: going on without it" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("is_guest", "others", "end", "is_saved"),
+    [
+        (True, [], Interrupted, True),
+        (True, [False], Left, False),
+        (True, [False, "leave"], Left, False),
+        (True, ["leave"], Interrupted, True),
+        (True, [False, "stop"], Interrupted, True),
+        (False, [False, "leave"], Interrupted, True),
+    ],
+)
+def test_all_end_if_any_but_a_guest_is_asked_to_or_nobody_would_be_left(
+    is_guest: bool, others: list[Any], end: type[Interrupted], is_saved: bool
+) -> None:
+    saved: list[Any] = []
+    world = SimpleNamespace(rank=0, is_guest=is_guest, gather=lambda own: [own, *enumerate(others, start=1)])
+    session: Any = SimpleNamespace(world=world, save=saved.append)
+    journal: Any = object()
+    with pytest.raises(Interrupted) as raised:
+        _end_if_asked(session, journal, is_asked=True)
+    assert raised.type is end
+    assert saved == [journal] * is_saved

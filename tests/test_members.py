@@ -1,5 +1,6 @@
 """Members: deaths, silence, joining and agreeing, by a clock that the tests move."""
 
+import socket
 import threading
 from typing import Any
 
@@ -395,7 +396,7 @@ def ask(net: Net, rank: int) -> dict[str, Any]:
     return net.members[rank].ask(lambda: (net.members[0].answer(), net.look(rank, 0))[0])
 
 
-def test_a_new_member_joins() -> None:
+def test_a_new_member_joins(caplog: pytest.LogCaptureFixture) -> None:
     net = Net(2)
     at_once(*(lambda m=m: m.meet(None) for m in net.members))
     net.members.append(net.new(None))
@@ -407,6 +408,7 @@ def test_a_new_member_joins() -> None:
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members[:2])) == [{0, 1}] * 2
     assert ask(net, 2)["state"] == "a model"
     assert not new.joins
+    assert caplog.messages == ["rank 0: rank 2 joins"]
     net.look(0, 1, 2)
     assert at_once(*(lambda m=m: m.meet(None).keys() for m in net.members)) == [{0, 1, 2}] * 3
 
@@ -590,9 +592,11 @@ def test_joining_nobody() -> None:
 
 
 def test_joining_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "JOIN_TIMEOUT_S", 0.1)
     with pytest.raises(ValueError, match=r"join must be where ranks train \(nobody answers at 127.0.0.1:1\)"):
-        World(joins="127.0.0.1:1").__enter__()
+        World(joins="127.0.0.1:1").__enter__()  # at once
+    monkeypatch.setattr(world, "JOIN_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match="nobody answers"):
+        World(joins=f"127.0.0.1:{silent.getsockname()[1]}").__enter__()
     foreign = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.raises(ValueError, match=r"\(nobody answers .*\): give the address that the first rank told"):
         World(joins=f"127.0.0.1:{foreign.port}").__enter__()

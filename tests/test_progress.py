@@ -2,13 +2,15 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from asyncprop.config import TrainConfig
 from asyncprop.methods.session import Session
 from asyncprop.methods.train import train
-from asyncprop.progress import progress_on, result_line
+from asyncprop.progress import All, Lines, Quiet, progress_on, result_line
 from asyncprop.runs import create_run
 
 
@@ -35,6 +37,13 @@ def test_plain_lines(tmp_path: Path) -> None:
     assert "staleness" in lines[1]
     assert "% of an estimated limit of " in lines[1]
     assert lines[2].endswith("0 s left")
+
+
+def test_a_rank_that_has_joined_says_what_it_trains() -> None:
+    stream, places = io.StringIO(), {"world": SimpleNamespace(rank=2), "position": SimpleNamespace(epoch=2)}
+    session: Any = SimpleNamespace(config=TrainConfig(task="digits", method="layup"), epochs=20, **places)
+    All(Quiet(), Lines(stream)).on_join(session)
+    assert stream.getvalue() == "rank 2 has joined: digits by layup, epoch 3/20\n"
 
 
 def test_a_terminal_has_a_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Rank: what one process does and says as the first opens the run's folder, or does not, and as its training ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 from asyncprop.config import TrainConfig
 from asyncprop.exchange import LeftOut, World
 from asyncprop.exchange.board import StoreLostError
-from asyncprop.methods.train import Interrupted
-from asyncprop.rank import BAD_INPUT, FAILED, TOLD, Job, _check_that_some_are_left, _Folder, _train_in, join_rank
+from asyncprop.methods.train import Interrupted, Left
+from asyncprop.rank import BAD_INPUT, FAILED, FULL, TOLD, Job, _check_that_some_are_left, _Folder, _train_in, join_rank
 from asyncprop.runs import create_run
 
 CONFIG = TrainConfig(task="digits", method="layup")
@@ -82,8 +83,11 @@ class Members:
     rank, among, lost = 2, (0, 1, 2), {}
     board = Noted({TOLD: {"path": "run"}})
 
-    def close(self, *, failed: bool) -> None:
-        assert failed
+    def __init__(self) -> None:
+        self.goodbyes: list[bool] = []
+
+    def close(self, *, failed: bool = False) -> None:
+        self.goodbyes.append(failed)
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, **world: Any) -> int:
@@ -98,12 +102,14 @@ def ends(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, **world: 
     monkeypatch.setattr("asyncprop.methods.train.train", raises)
     monkeypatch.setattr(os, "_exit", end)
     session = SimpleNamespace(position=SimpleNamespace(steps=7))
-    place = {"rank": 2, "size": 2, "is_first": False, "is_joining": True, "members": Members(), **world}
+    members = Members()
+    place = {"rank": 2, "size": 2, "is_first": False, "is_joining": True, "members": members, **world}
     place["gather"] = lambda own: [{"path": "run"}]
     job = Job(CONFIG, (lambda world: session) if error else raises, raises)
     try:
         return _train_in(SimpleNamespace(**place), job)
     except Ended as ended:
+        assert members.goodbyes == [True]  # nobody is to wait for it
         return int(ended.args[0])
 
 
@@ -114,9 +120,11 @@ def ends(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, **world: 
         (StoreLostError("the store is gone"), True, "rank 2: cannot join: StoreLostError: the store is gone"),
         (StoreLostError("the store is gone"), False, "rank 2: the run failed: StoreLostError: the store is gone"),
         (LeftOut("rank 2 cannot join"), True, "rank 2 cannot join"),
+        (OSError(errno.ENOSPC, FULL[0]), False, f"rank 2: the run failed: OSError: [Errno {errno.ENOSPC}] {FULL[0]}"),
+        (RuntimeError(f"I/O error: {FULL[0]}"), False, f"rank 2: the run failed: RuntimeError: I/O error: {FULL[0]}"),
     ],
 )
-def test_a_lost_store_is_one_line(
+def test_a_lost_store_and_a_full_disk_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException | None,
@@ -147,6 +155,37 @@ def test_of_ranks_that_are_stopped_those_say_so_that_were_not_launched_with_the_
         monkeypatch.setenv("WORLD_SIZE", launched)
     assert ends(monkeypatch, Interrupted()) == 128 + signal.SIGINT
     assert capsys.readouterr().err == said
+
+
+def test_a_guest_that_was_asked_to_end_says_that_it_leaves_and_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = Members()
+    assert ends(monkeypatch, Left(), members=members) == 128 + signal.SIGINT
+    assert members.goodbyes == [False]
+    assert capsys.readouterr().err == "asyncprop: rank 2: left after 7 batches: the others go on\n"
+
+
+@pytest.mark.parametrize(
+    ("is_guest", "said"), [(True, "rank 0 has finished -> the folder that rank 0 writes\n"), (False, "")]
+)
+def test_a_guest_says_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_guest: bool, said: str
+) -> None:
+    monkeypatch.setattr("asyncprop.methods.train.train", lambda *arguments: {})
+    monkeypatch.setattr("asyncprop.progress.result_line", lambda result: "rank 0 has finished")
+    session: Any = SimpleNamespace()
+    world: Any = SimpleNamespace(
+        rank=2, size=2, is_first=False, is_joining=True, is_guest=is_guest, members=Members(),
+    )  # fmt: skip
+    assert _train_in(world, Job(CONFIG, lambda world: session, lambda: create_run(None, CONFIG))) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("address", ["here", ":1", "here:", "here:0", "here:99999", "here:²"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=rf"join must be HOST:PORT, .* from 1 to 65535 \(got {address}\)"):
+        join_rank(address)
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -181,3 +220,13 @@ def test_a_rank_s_process_ends_with_the_command_whatever_python_would_do_then(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert code or done.stdout == "0.1.0\n"  # what is printed to a pipe leaves it only now
+
+
+def test_a_rank_that_is_stopped_while_it_is_imported_says_nothing() -> None:
+    program = (
+        "import runpy, sys\nclass Stops:\n def find_spec(self, name, *more):\n"
+        "  if name == 'asyncprop.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stops())\nrunpy.run_module('asyncprop', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import asyncprop as ap
@@ -272,11 +273,17 @@ def test_where_two_runs_differ_first_is_told(run_folder, tmp_path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run_folder, other, symlinks=True)
     rows = [json.loads(line) for line in (other / "steps.jsonl").read_text().splitlines()]
-    (other / "checkpoint" / "model.safetensors").write_bytes(b"")
-    assert first_difference(run_folder, other) == "the model at the end"
+    model = load_file(other / "checkpoint" / "model.safetensors")
+    name = next(iter(model))
+    model[name].view(-1)[1] += 0.25
+    save_file(model, other / "checkpoint" / "model.safetensors")
+    assert first_difference(run_folder, other) == f"the model at the end, by 2.5e-01 at most, in {name}"
     worse = [{**row, "loss": 1.0} if row["batch"] >= 7 else row for row in rows]
     (other / "steps.jsonl").write_text("\n".join(map(json.dumps, worse)))
-    assert str(first_difference(run_folder, other)).startswith("the loss of batch 7 is ")
+    was = next(row["loss"] for row in rows if row["batch"] == 7)
+    assert str(first_difference(run_folder, other)).startswith(
+        f"the loss of batch 7 is 1.0, where {was!r} was recorded; "
+    )
     off = {5: 1e-6, 9: 3e-6}
     near = [{**row, "loss": row["loss"] * (1 + off.get(row["batch"], 0))} for row in rows]
     (other / "steps.jsonl").write_text("\n".join(map(json.dumps, near)))
@@ -284,7 +291,7 @@ def test_where_two_runs_differ_first_is_told(run_folder, tmp_path) -> None:
     assert told.startswith("the loss of batch 5 is ")
     assert told.endswith("; the largest difference is 3.0e-06 of a loss, at batch 9")
     (other / "steps.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
-    assert first_difference(run_folder, other) == "20 batches, 19 batches"
+    assert first_difference(run_folder, other) == "19 batches, where 20 were recorded"
 
 
 def test_only_finished_ordered_runs_are_trained_again(run_folder, tmp_path) -> None:

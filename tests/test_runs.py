@@ -1,11 +1,12 @@
 """Runs: the folder of a run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from asyncprop.config import TrainConfig
+from asyncprop.config import SimulateConfig, TrainConfig
 from asyncprop.runs import (
     Run,
     as_one,
@@ -45,8 +46,30 @@ def test_folders_are_named_by_what_is_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="out must be a new or empty folder"):
+    with pytest.raises(ValueError, match=r"out must be a new or empty folder \(.* is not\): choose another$"):
         create_run(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "way_out"),
+    [
+        (CONFIG, "choose another, or asyncprop train --resume {}"),
+        (SimulateConfig(task="digits"), "choose another"),
+    ],
+)
+def test_a_folder_of_a_run_is_refused_with_how_to_resume_it_if_it_can_be(
+    tmp_path: Path, config: TrainConfig, way_out: str
+) -> None:
+    with create_run(tmp_path / "run", config) as run:
+        run.checkpoint.mkdir()
+    with pytest.raises(ValueError, match=f"is not\\): {re.escape(way_out.format(run.path))}$"):
+        create_run(run.path, config)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(ValueError, match=r"out must be a folder that can be made and written \(.*: Not a directory\)"):
+        create_run(tmp_path / "home" / "run", CONFIG)
 
 
 def test_lines_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:

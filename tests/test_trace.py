@@ -35,6 +35,14 @@ def test_what_is_no_trace_is_refused(tmp_path, content: str) -> None:
         Trace.load(path)
 
 
+def test_a_trace_that_is_cut_off_is_told(tmp_path) -> None:
+    path = tmp_path / "trace.jsonl"
+    TRACE.save(path)
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=r"trace.jsonl must be a trace \(its last line is cut off\)"):
+        Trace.load(path)
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="trace must be a readable file"):
         Trace.load(tmp_path / "trace.jsonl")

@@ -3,8 +3,6 @@
 import os
 import sys
 
-from asyncprop.cli import main
-
 
 def run() -> None:
     """Run the command; a rank's process that has done its work ends with it, without what Python does at its end.
@@ -13,7 +11,11 @@ def run() -> None:
     midst of C++, and the process aborts: one in some hundreds, also after the process group was destroyed.
     """
     try:
+        from asyncprop.cli import main  # here: a Ctrl-C may come while it is imported
+
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except SystemExit as end:
         if end.code or "RANK" not in os.environ:
             raise

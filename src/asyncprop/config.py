@@ -145,6 +145,10 @@ class SimulateConfig(SimulateOptions, TrainConfig):
     """One run in virtual time."""
 
 
+NOT_MODELLED = ("bucket_bytes", "wire", "timeout_s", "comm_hook", "checkpoint_every", "warm_up_batches")
+"""Options that mean nothing in virtual time."""
+
+
 class CompareOptions(Options):
     """The options of a comparison."""
 

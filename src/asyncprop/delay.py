@@ -64,13 +64,13 @@ class Delay:
         return random.Random(f"{self.seed} {rank} {self.worker} {step}").expovariate(1 / self.seconds)
 
 
-def parse_delays(text: str) -> tuple[Delay, ...]:
-    """Read delays as the command has them: `rank=1,seconds=0.5`; several are separated by semicolons.
+def parse_delays(text: str | None) -> tuple[Delay, ...]:
+    """Read delays as the command has them: `rank=1,seconds=0.5`; several are separated by semicolons. None is none.
 
     Raises:
         ValueError: with the rule that is broken.
     """
-    return tuple(_parse(part) for part in text.split(";"))
+    return () if text is None else tuple(_parse(part) for part in text.split(";"))
 
 
 def _parse(text: str) -> Delay:
@@ -85,7 +85,10 @@ def _parse(text: str) -> Delay:
             values[name] = kinds[name](value)
         except ValueError:
             raise ValueError(f"delay: {name} must be a number (got {value})") from None
-    return Delay(**values)
+    delay = Delay(**values)
+    if not {"seconds", "factor"} & values.keys():
+        raise ValueError(f"delay must give seconds or factor, by which it slows (got {text})")
+    return delay
 
 
 def refuse_nobody(delays: Sequence[Delay], *, ranks: int | None = None, workers: int | None = None) -> None:

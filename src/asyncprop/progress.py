@@ -36,6 +36,9 @@ class Quiet:
     def on_start(self, session: Session, run: Run) -> None:
         """Say nothing."""
 
+    def on_join(self, session: Session) -> None:
+        """Say nothing."""
+
     def on_step(self, session: Session, step: Step) -> None:
         """Say nothing."""
 
@@ -56,6 +59,10 @@ class Lines(Quiet):
         """Say what is trained."""
         print(headline(session, run), file=self._stream, flush=True)
 
+    def on_join(self, session: Session) -> None:
+        """Say what this rank trains now."""
+        print(join_line(session), file=self._stream, flush=True)
+
     def on_epoch(self, session: Session, row: dict[str, Any]) -> None:
         """Say how it stands."""
         print(epoch_line(session, row), file=self._stream, flush=True)
@@ -71,6 +78,11 @@ class All(Quiet):
         """Tell them that training starts."""
         for observer in self._observers:
             observer.on_start(session, run)
+
+    def on_join(self, session: Session) -> None:
+        """Tell them that this rank has joined others."""
+        for observer in self._observers:
+            observer.on_join(session)
 
     def on_step(self, session: Session, step: Step) -> None:
         """Tell them of a step."""
@@ -169,6 +181,12 @@ def headline(session: Session, run: Run) -> str:
         f"{session.samples_per_epoch:,} samples in batches of {session.batch_size}, {session.epochs} epochs, "
         f"seed {config.seed} -> {run.path}" + (f"\n{session.remark}" if session.remark else "")
     )
+
+
+def join_line(session: Session) -> str:
+    """Return what a rank that has joined others trains with them, in one line."""
+    config, epoch = session.config, session.position.epoch + 1
+    return f"rank {session.world.rank} has joined: {config.task} by {config.method}, epoch {epoch}/{session.epochs}"
 
 
 def epoch_line(session: Session, row: dict[str, Any]) -> str:

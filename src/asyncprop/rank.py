@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 FAILED = 1
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""What errors say, of whatever kind they are, if the disk, or one's share of it, is full."""
 TOLD = "run"
 """Key of what all ranks know of the run."""
 
@@ -60,8 +63,10 @@ def join_rank(address: str, *, quiet: bool = False) -> int:
     from asyncprop.runs import create_run
 
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"join must be HOST:PORT, as the first rank told it (got {address})")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(
+            f"join must be HOST:PORT, as the first rank told it, with a port from 1 to 65535 (got {address})"
+        )
     try:
         with World(joins=address) as world:
             assert world.members
@@ -100,7 +105,7 @@ def _train_in(world: World, job: Job) -> int:
     from asyncprop.exchange.board import StoreLostError
     from asyncprop.interrupt import Interrupt
     from asyncprop.launch import is_rank
-    from asyncprop.methods.train import Interrupted
+    from asyncprop.methods.train import Interrupted, Left
     from asyncprop.methods.train import train as train_session
     from asyncprop.progress import All, Lines, Quiet, progress_on
     from asyncprop.tasks import get_task
@@ -135,6 +140,10 @@ def _train_in(world: World, job: Job) -> int:
 
         try:
             result = train_session(session, run, observer, interrupt, folder.open if world.members else None)
+        except Left:
+            assert world.members
+            world.members.close()  # and wait for nobody: the others go on
+            return complain(f"{who}left after {session.position.steps} batches: the others go on", interrupt.exit_code)
         except Interrupted:
             said = f"{who}stopped after {session.position.steps} batches{go_on()}"
             tells = (folder.run and world.is_first) or not is_rank()  # one of those that were launched together
@@ -142,7 +151,8 @@ def _train_in(world: World, job: Job) -> int:
         except LeftOut as left_out:
             return complain(str(left_out), FAILED)
         except Exception as error:
-            if not isinstance(error, StoreLostError):  # which is no fault of the program
+            is_full = any(said in str(error) for said in FULL)
+            if not isinstance(error, StoreLostError) and not is_full:  # which are no faults of the program
                 traceback.print_exception(error)
             what = "cannot join" if world.is_joining else "the run failed"
             code = complain(f"{who}{what}: {type(error).__name__}: {error}{go_on()}", FAILED)
@@ -152,7 +162,11 @@ def _train_in(world: World, job: Job) -> int:
                 sys.stderr.flush()
                 os._exit(code)  # threads that wait for this rank's peers would hold it up
             return code
-    return print_result(result, folder.run.path) if folder.run and world.is_first else 0
+    if folder.run and world.is_first:
+        return print_result(result, folder.run.path)
+    if world.members and world.is_guest:
+        return print_result(result, f"the folder that rank {min(world.members.among)} writes")
+    return 0
 
 
 class _Folder:
@@ -192,8 +206,8 @@ class _Folder:
         return 0
 
 
-def print_result(result: dict[str, Any], path: Path) -> int:
-    """Print what a finished run found."""
+def print_result(result: dict[str, Any], path: Path | str) -> int:
+    """Print what a finished run found, and where more of it is."""
     from asyncprop.progress import result_line
 
     print(f"{result_line(result)} -> {path}")

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from asyncprop.config import TrainConfig, resolve, to_toml
+from asyncprop.config import TrainConfig, read_toml, resolve, to_toml
 
 log = logging.getLogger("asyncprop")
 
@@ -88,20 +89,50 @@ class Run:
 
 
 def create_run(path: Path | None, config: TrainConfig) -> Run:
-    """Make a run folder: `path`, which must be new or empty, or one under `runs/` named by time, task and method."""
-    if path is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = Path("runs") / f"{stamp}-{config.task}-{config.method}-{config.seed}"
-        number = 1
-        while path.exists():
-            number += 1
-            path = path.with_name(f"{stamp}-{config.task}-{config.method}-{config.seed}-{number}")
+    """Make a run folder: `path`, which must be new or empty, or one under `runs/` named by time, task and method.
+
+    Raises:
+        ValueError: if it is not, or cannot be made.
+    """
+    path = path or _new_path(config)
+    with writing(path):
+        return _create(path, config)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Refuse a folder that was given as `out` if it cannot be made, or written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be made and written ({out}: {error.strerror})") from None
+
+
+def _new_path(config: TrainConfig) -> Path:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}-{config.method}-{config.seed}"
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{name}-{number}")
+    return path
+
+
+def _create(path: Path, config: TrainConfig) -> Run:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"out must be a new or empty folder ({path} is not): choose another, or --resume {path}")
+        way_out = f"choose another, or asyncprop train --resume {path}" if _is_resumable(path) else "choose another"
+        raise ValueError(f"out must be a new or empty folder ({path} is not): {way_out}")
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     write_json(path / "environment.json", environment())
     return Run(path, config)
+
+
+def _is_resumable(path: Path) -> bool:
+    try:
+        read_config(path)
+    except ValueError:
+        return False
+    return (path / "checkpoint").is_dir()
 
 
 def open_run(path: Path) -> Run:
@@ -124,7 +155,7 @@ def take_over(path: Path, config: TrainConfig) -> Run:
     """
     try:
         if not path.exists():
-            return create_run(path, config)
+            return _create(path, config)
         return open_run(path) if (path / "checkpoint").exists() else Run(path, config)
     except OSError as error:
         run = create_run(None, config)
@@ -134,9 +165,12 @@ def take_over(path: Path, config: TrainConfig) -> Run:
 
 def read_config(path: Path) -> TrainConfig:
     """Return the configuration of the run in a folder."""
-    if not (path / "config.toml").is_file():
+    file = path / "config.toml"
+    if not file.is_file():
         raise ValueError(f"resume must be the folder of a run ({path} has no config.toml)")
-    return resolve(TrainConfig, {}, path / "config.toml")
+    if "devices" in read_toml(file):
+        raise ValueError(f"{path} is a simulation, which can be neither resumed nor replayed: simulate it again")
+    return resolve(TrainConfig, {}, file)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -148,7 +148,7 @@ class Trace:
                 if header["trace"] != FORMAT:
                     raise ValueError(f"format {header['trace']}, not {FORMAT}")
                 names = header["fields"]
-                events = [Event(**dict(zip(names, json.loads(line), strict=True))) for line in file]
+                events = [Event(**dict(zip(names, json.loads(_whole(line)), strict=True))) for line in file]
             return cls(tuple(header["layers"]), tuple(header["threads"]), events)
         except OSError as error:
             raise ValueError(f"trace must be a readable file ({path}: {error.strerror})") from None
@@ -158,3 +158,10 @@ class Trace:
 
 FORMAT = 1
 """Of the file. Another number would mean that fields have other meanings."""
+
+
+def _whole(line: str) -> str:
+    """Refuse a last line that was not written to its end."""
+    if not line.endswith("\n"):
+        raise ValueError("its last line is cut off")
+    return line

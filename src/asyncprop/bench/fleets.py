@@ -70,6 +70,9 @@ class Unwatched(Observer):
     def on_start(self, session: Session, run: Run) -> None:
         """Say nothing."""
 
+    def on_join(self, session: Session) -> None:
+        """Say nothing."""
+
     def on_step(self, session: Session, step: Step) -> None:
         """Say nothing."""
 

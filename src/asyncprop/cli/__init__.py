@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has gone
         code = FAILED
+    except OSError as error:  # of a disk that is full, a folder that is gone
+        code = complain(str(error), FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 import pydantic
@@ -25,6 +26,10 @@ def given_options(options: pydantic.BaseModel, task: str | None) -> dict[str, An
 
 def check_writable(*files: Path | None) -> None:
     """Refuse, before hours of work, a file that could not be written after them."""
-    for file in files:
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise ValueError(f"the file to write must be in a folder that exists (got {file})")
+    for file in filter(None, files):
+        try:
+            (file.open("ab") if file.exists() else TemporaryFile(dir=file.parent)).close()  # noqa: SIM115
+        except OSError as error:
+            raise ValueError(
+                f"the file to write must be in a folder that exists, and writable ({file}: {error.strerror})"
+            ) from None

@@ -45,9 +45,11 @@ def reproduce(
     from asyncprop.exhibits.reproduce import Request
     from asyncprop.exhibits.reproduce import reproduce as make
     from asyncprop.methods.compare import RunFailedError
+    from asyncprop.runs import writing
 
     out = out or Path("reproduce") / scale
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     request = Request(size, scale, out, data_dir, device, seeds)
     try:
         page = make(chosen, request, sys.stderr, quiet=quiet)

@@ -10,7 +10,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from asyncprop.cli.common import Flat, check_writable, given_options
-from asyncprop.config import SimulateConfig, SimulateOptions, resolve
+from asyncprop.config import NOT_MODELLED, SimulateConfig, SimulateOptions, resolve
+
+for _name in (*NOT_MODELLED, "device", "turn"):  # that are refused are not offered
+    _field = SimulateOptions.model_fields[_name]
+    _field.metadata = [*_field.metadata, Parameter(show=False)]
 
 
 def simulate(
@@ -54,6 +58,8 @@ def plan(
 ) -> None:
     """Measure TASK's model on this machine, layer by layer, and advise what should train it: threads, SGD or DDP.
 
+    It takes as long as some 300 batches, half a minute at least.
+
     Args:
         task: Name from `asyncprop tasks`.
         width: Width of the model. Default: the task's.
@@ -66,3 +72,5 @@ def plan(
 
     check_writable(costs)
     print_plan(plan_task(task, width, batch_size, passes, data_dir, costs), sys.stdout)
+    if costs:
+        print(f"The layers' costs are in {costs}: asyncprop simulate {task} --costs {costs}")

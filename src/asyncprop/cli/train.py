@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from asyncprop.cli.common import BAD_INPUT, FAILED, Flat, complain, given_options
 from asyncprop.config import TrainConfig, TrainOptions, resolve
+from asyncprop.delay import parse_delays
 
 if TYPE_CHECKING:
     from asyncprop.rank import Job
@@ -61,6 +62,8 @@ def train(
             raise ValueError(f"resume takes no option but ranks: the run goes on as {resume / 'config.toml'} says")
         resolved = read_config(resume).model_copy(update=given)
         if result := read_result(resume):
+            if not quiet:
+                print(f"{resume} is finished: nothing is left to train", file=sys.stderr)
             return print_result(result, resume)
         checkpoint, open_folder = resume / "checkpoint", lambda: open_run(resume)
     session = lambda world: Session(resolved, checkpoint, world)  # noqa: E731
@@ -70,6 +73,7 @@ def train(
 def _train(job: Job, replacements: int) -> int:
     """Train, on one rank or several, and turn every way in which that can end into an exit code."""
     from asyncprop.launch import is_rank, launch, launch_tolerant
+    from asyncprop.methods.fitting import refuse_misfits
     from asyncprop.rank import is_tolerant, train_rank
 
     ranks = job.config.ranks or 1
@@ -78,6 +82,9 @@ def _train(job: Job, replacements: int) -> int:
     if not is_rank():
         if ranks == 1:
             return train_rank(job)
+        refuse_misfits(job.config)  # once, before any rank is there
+        if not job.quiet:
+            _tell_of_absent(job.config, ranks)
         if is_tolerant(job.config):
             code, failure = launch_tolerant(ranks, sys.argv[1:], replacements=replacements, quiet=job.quiet)
         else:
@@ -86,6 +93,13 @@ def _train(job: Job, replacements: int) -> int:
     if job.config.ranks not in (None, int(os.environ["WORLD_SIZE"])):
         raise ValueError(f"ranks must be left out, or what the launcher started (got {job.config.ranks})")
     return train_rank(job)
+
+
+def _tell_of_absent(config: TrainConfig, ranks: int) -> None:
+    """Say which of the ranks that are to be slowed have yet to join."""
+    named = {delay.rank for delay in parse_delays(config.delay) if delay.rank is not None}
+    for rank in sorted(rank for rank in named if rank >= ranks):
+        print(f"delay: rank {rank} is not there yet, and slowed if it joins", file=sys.stderr, flush=True)
 
 
 def replay(path: Path, /, *, out: Path | None = None, quiet: bool = False) -> int:

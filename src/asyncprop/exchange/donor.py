@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -11,6 +12,8 @@ from asyncprop.exchange.handover import WITHDRAWN, Handover, key_of
 
 if TYPE_CHECKING:
     from asyncprop.exchange.members import Members
+
+log = logging.getLogger("asyncprop")
 
 
 class Donor:
@@ -47,7 +50,9 @@ class Donor:
         # From now on the others wait for it, unless it is withdrawn.
         self._board.put(f"since/{member}", (given["round"] + 1, handover.key))
         handover.leave(given)
-        if not members.part_with(handover.give):
+        if members.part_with(handover.give):
+            log.warning("rank %d: rank %d joins", members.rank, member)
+        else:
             handover.withdraw()
             handover.delete()
         return True

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import distributed
@@ -17,10 +21,12 @@ from asyncprop.exchange.members import START_TIMEOUT_S, TIMEOUT_S, Members, hold
 from asyncprop.exchange.told import InOrder
 
 JOIN_TIMEOUT_S = 10.0
-"""How long a rank that joins looks for the store, and for ranks in it."""
+"""How long a rank that joins waits for the store's host, for the store, and for ranks in it, each."""
 
 MEMBERS = "asyncprop/members"
 """Prefix of what members leave in the store."""
+
+T = TypeVar("T")
 
 
 class World:
@@ -39,6 +45,7 @@ class World:
         size: how many there were at the start.
         members: those that are alive, if the world is tolerant.
         address: then HOST:PORT of the store, where others join them.
+        is_guest: whether this rank joins, and no launcher of the others has started it: it may leave them.
     """
 
     def __init__(self, *, tolerant: bool = False, timeout_s: float = TIMEOUT_S, joins: str | None = None) -> None:
@@ -46,6 +53,7 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.members: Members | None = None
         self.address = ""
+        self.is_guest = joins is not None and self.size == 1
         self._tolerant, self._timeout_s, self._joins = tolerant, timeout_s, joins
         self._store: Any = None
 
@@ -109,22 +117,46 @@ class World:
 
     def _find_store(self, is_master: bool) -> TCPStore:
         host, port = self.address.rsplit(":", 1)
-        patience = timedelta(seconds=JOIN_TIMEOUT_S if self._joins else START_TIMEOUT_S)
+        patience = timedelta(seconds=START_TIMEOUT_S)
+        if not self._joins:
+            return TCPStore(host, int(port), is_master=is_master, timeout=patience)
         try:
-            store = TCPStore(host, int(port), is_master=is_master, timeout=patience)
-            if self._joins:  # another program's store answers, too
-                PrefixStore(MEMBERS, store).wait(["start"], patience)
-        except RuntimeError as error:
-            if not self._joins:
-                raise
+            store = _join_store(host, int(port))
+        except (OSError, RuntimeError) as error:
             said = f"join must be where ranks train (nobody answers at {self._joins})"
             raise ValueError(f"{said}: give the address that the first rank told") from error
-        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
+        store.set_timeout(patience)
         return store
 
     def counter(self, name: str) -> Counter:
         """Return the counter called `name`, which all ranks share."""
         return Counter(self._store, name)
+
+
+def _join_store(host: str, port: int) -> TCPStore:
+    """Return a connection to the store in which ranks train; one of OSError and RuntimeError says that it is not there.
+
+    torch tries for long to connect, and says so at length; and it waits for good for a program that answers nothing.
+    """
+    socket.create_connection((host, port), JOIN_TIMEOUT_S).close()
+    patience = timedelta(seconds=JOIN_TIMEOUT_S)
+    store = _within(JOIN_TIMEOUT_S, lambda: TCPStore(host, port, is_master=False, timeout=patience))
+    PrefixStore(MEMBERS, store).wait(["start"], patience)  # another program's store answers, too
+    return store
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Return what some work returns; a TimeoutError leaves it alone, in a thread of its own, when it takes longer."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="asyncprop-store", daemon=True).start()
+    return done.result(seconds)
 
 
 class Counter:

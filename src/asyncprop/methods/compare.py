@@ -15,9 +15,10 @@ from rich.console import Console
 
 from asyncprop.config import CompareConfig, SimulateConfig, TrainConfig, resolve, to_toml
 from asyncprop.methods import get_method
+from asyncprop.methods.fitting import refuse_misfits
 from asyncprop.methods.tune import Grid, parse_grid, points
 from asyncprop.report.rows import comparison
-from asyncprop.runs import as_one, environment, machines, read_environment, read_result, write_json
+from asyncprop.runs import as_one, environment, machines, read_environment, read_result, write_json, writing
 from asyncprop.tasks import get_task
 
 TUNE_SEED = 1000
@@ -59,8 +60,10 @@ def compare(config: CompareConfig, out: Path | None, messages: TextIO, *, quiet:
         raise ValueError("stop-at-target must have a number as target, and nothing to tune: what is best is not sought")
     out = out or Path("compare") / time.strftime(f"%Y%m%d-%H%M%S-{config.task}")
     grid = parse_grid(config.tune) if config.tune else {}
-    list(_plan(config, parse_variants(config.methods), out))  # refuses what can't be run
-    _open_folder(out, config)
+    for planned in _plan(config, _first_points(config, grid), out):
+        refuse_misfits(planned.config)
+    with writing(out):
+        _open_folder(out, config)
     console = Console(file=messages, quiet=quiet, highlight=False)
     variants, tuning = _tune(config, grid, out, console)
     plan = list(_plan(config, variants, out))
@@ -135,6 +138,12 @@ def _tune(
     if tuning:
         write_json(out / "tuning.json", tuning)
     return variants, tuning
+
+
+def _first_points(config: CompareConfig, grid: Grid) -> dict[str, dict[str, str]]:
+    """Return the variants, each with the first options that are tried for it."""
+    variants = parse_variants(config.methods)
+    return {label: {**options, **next(points(grid, options), {})} for label, options in variants.items()}
 
 
 def _target(asked: str | None, default: float) -> float | None:

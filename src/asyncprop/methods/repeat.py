@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from asyncprop.config import TrainConfig
 from asyncprop.runs import read_config, read_result
 from asyncprop.trace import Trace
@@ -34,22 +36,29 @@ def read_recorded(path: Path) -> tuple[TrainConfig, Trace]:
 
 
 def first_difference(recorded: Path, repeated: Path) -> str | None:
-    """Say where two runs differ first, at the loss of a batch, or at last in the model; and by how much losses do.
+    """Say where two runs differ first, at the loss of a batch, or at last in the model; and by how much.
 
     None if they are equal. Where arithmetic rounds otherwise, as on another machine, differences begin at about 1e-7.
     """
     losses = [_losses(path) for path in (recorded, repeated)]
     if losses[0].keys() != losses[1].keys():
-        return f"{len(losses[0])} batches, {len(losses[1])} batches"
+        return f"{len(losses[1])} batches, where {len(losses[0])} were recorded"
     pairs = {batch: (loss, losses[1][batch]) for batch, loss in losses[0].items()}
     if shares := {batch: abs(a - b) / max(abs(a), abs(b)) for batch, (a, b) in pairs.items() if a != b}:
         first, most = min(shares), max(shares, key=shares.__getitem__)
         return (
-            f"the loss of batch {first} is {pairs[first][0]!r}, {pairs[first][1]!r}; the largest difference is "
-            f"{shares[most]:.1e} of a loss, at batch {most}"
+            f"the loss of batch {first} is {pairs[first][1]!r}, where {pairs[first][0]!r} was recorded; "
+            f"the largest difference is {shares[most]:.1e} of a loss, at batch {most}"
         )
     files = [path / "checkpoint" / "model.safetensors" for path in (recorded, repeated)]
-    return None if files[0].read_bytes() == files[1].read_bytes() else "the model at the end"
+    return None if files[0].read_bytes() == files[1].read_bytes() else _model_difference(*files)
+
+
+def _model_difference(recorded: Path, repeated: Path) -> str:
+    before, after = load_file(recorded), load_file(repeated)
+    differences = {name: float((after[name].double() - tensor.double()).abs().max()) for name, tensor in before.items()}
+    most = max(differences, key=differences.__getitem__)
+    return f"the model at the end, by {differences[most]:.1e} at most, in {most}"
 
 
 def _losses(path: Path) -> dict[int, float]:

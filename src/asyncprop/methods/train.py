@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,17 @@ from asyncprop.runs import Run
 from asyncprop.tasks import Batch
 from asyncprop.trace import Step
 
+log = logging.getLogger("asyncprop")
+
 
 class Observer(Protocol):
     """Who is told of a run as it goes on."""
 
     def on_start(self, session: Session, run: Run) -> None:
         """Tell that training starts, or goes on."""
+
+    def on_join(self, session: Session) -> None:
+        """Tell that this rank has taken over the training as it stands from others."""
 
     def on_step(self, session: Session, step: Step) -> None:
         """Tell of a finished batch."""
@@ -39,6 +45,10 @@ class Observer(Protocol):
 
 class Interrupted(Exception):  # noqa: N818 (asked for, not an error)
     """The run was asked to stop; all that was taken is finished, and a checkpoint is written."""
+
+
+class Left(Interrupted):
+    """A guest was asked to stop, and leaves, as all have met: what it did is in the others' model."""
 
 
 def train(
@@ -59,6 +69,7 @@ def train(
 
     Raises:
         Interrupted: if `stop` said yes.
+        Left: if it did so on a guest (see `World`) alone, and others go on.
         LeftOut: if the others took this rank for dead, and have finished.
     """
     position = session.position
@@ -69,7 +80,7 @@ def train(
         _save_start(session, journal)
     session.warm_up()
     session.measure_limit()
-    with _traced(session, journal), _entered(session, journal) as trainer:
+    with _traced(session, journal), _entered(session, journal, observer) as trainer:
         while not _is_over(session):
             try:
                 before = trainer.statistics()
@@ -80,7 +91,7 @@ def train(
                 _close_epoch(session, journal, observer, telemetry.merge(session.world.gather(noted)))
             except LeftOut:  # the others went on without this rank: it takes over what they have done since
                 journal.leave()
-                session.join()
+                _join(session, observer)
         exchanged = trainer.statistics().exchange
     result = _result(session, exchanged)
     _finish(session, journal, result)
@@ -96,18 +107,23 @@ def _save_start(session: Session, journal: Journal) -> None:
 
 
 @contextmanager
-def _entered(session: Session, journal: Journal) -> Iterator[Trainer]:
+def _entered(session: Session, journal: Journal, observer: Observer) -> Iterator[Trainer]:
     """Enter the trainer; a rank that joins, when it has what the others train: also if it was left out as it began."""
     with ExitStack() as stack:
         trainer: Trainer | None = None
         while trainer is None:
             if session.world.is_joining:
-                session.join()
+                _join(session, observer)
             try:
                 trainer = stack.enter_context(session.trainer)
             except LeftOut:
                 _start_over(session, journal)
         yield trainer
+
+
+def _join(session: Session, observer: Observer) -> None:
+    session.join()
+    observer.on_join(session)
 
 
 def _start_over(session: Session, journal: Journal) -> None:
@@ -140,11 +156,26 @@ def _train_epoch(
     """Train what is left of the epoch, in segments; between them all is drained and a checkpoint is written."""
     while session.position.batch < session.batches_per_epoch:
         _train_segment(session, journal, trainer, observer, stop)
-        if any(session.world.gather(stop())):
-            session.save(journal)
-            raise Interrupted
+        _end_if_asked(session, journal, is_asked=stop())
         if session.position.batch < session.batches_per_epoch:
             session.save(journal)
+
+
+def _end_if_asked(session: Session, journal: Journal, *, is_asked: bool) -> None:
+    """End the run if a rank was asked to; a guest that was leaves it alone, unless nobody else would be left.
+
+    Guarantees: nothing is lost with a guest. All have just met, and are equal; and the others train, and gossip, only
+    after a next `gather`, for which they wait until it has said goodbye, with its exchange closed.
+    """
+    world = session.world
+    wishes = dict(world.gather((world.rank, is_asked and ("leave" if world.is_guest else "stop"))))
+    if "stop" in wishes.values() or all(wishes.values()):
+        session.save(journal)
+        raise Interrupted
+    if is_asked:
+        raise Left
+    for rank in (rank for rank, wish in wishes.items() if wish):
+        log.warning("rank %d: rank %d leaves: going on without it", world.rank, rank)
 
 
 def _train_segment(

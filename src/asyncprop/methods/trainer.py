@@ -121,7 +121,7 @@ def open_trainer(
     row = get_method(method)
     meeting = meeting_of(method, options.exchange)
     refuse_what_it_lacks(options, row, meeting, extent.ranks)
-    given = parse_delays(options.delay) if options.delay else ()
+    given = parse_delays(options.delay)
     refuse_nobody(given, ranks=None if members else extent.ranks)  # where there are members, others may join
     delays = tuple(replace(delay, seed=delay.seed + seed, steps_before=extent.done) for delay in given)
     if rank is not None:
@@ -160,7 +160,7 @@ def _open_loop(
     waits = Delays(delays, current_rank())
     if extent.ranks == 1:
         return SequentialLoop(model, optimizer, loss_fn, delays=waits, trace=trace)
-    _refuse_factors_of_waits(delays, row)
+    refuse_factors_of_waits(delays, row)
     if row.exchange == "gradients in step":
         return DdpLoop(model, optimizer, loss_fn, delays=waits, trace=trace, comm_hook=options.comm_hook or "none")
     if row.exchange == "buckets in step":
@@ -173,7 +173,7 @@ def _open_loop(
     )  # fmt: skip
 
 
-def _refuse_factors_of_waits(delays: tuple[Delay, ...], row: Method) -> None:
+def refuse_factors_of_waits(delays: tuple[Delay, ...], row: Method) -> None:
     """Refuse a factor that would multiply waits for other ranks, which are part of what passes take (see `Delay`)."""
     ranks = {delay.rank for delay in delays}
     factor = max((delay.factor for delay in delays), default=1.0)
