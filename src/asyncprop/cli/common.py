@@ -28,7 +28,8 @@ def check_writable(*files: Path | None) -> None:
     """Refuse, before hours of work, a file that could not be written after them."""
     for file in filter(None, files):
         try:
-            (file.open("ab") if file.exists() else TemporaryFile(dir=file.parent)).close()  # noqa: SIM115
+            with file.open("ab") if file.exists() else TemporaryFile(dir=file.parent):
+                pass
         except OSError as error:
             raise ValueError(
                 f"the file to write must be in a folder that exists, and writable ({file}: {error.strerror})"
