@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ LEAST_BYTES = 1 << 16
 """Layers are not cut into less than this: each chunk has costs of its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Part:
-    """Some rows of a parameter in a message.
+    """Some rows of a parameter in a message. What it takes is asked for with every message, so it is computed once.
 
     Attributes:
         name: the parameter's.
@@ -42,12 +43,12 @@ class Part:
         own = parameters[self.name].data
         return own if self.start is None else own[self.start : self.stop]
 
-    @property
+    @cached_property
     def value_bytes(self) -> int:
         """Of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """What it takes in a message."""
         return -(-self.value_bytes // ALIGNMENT) * ALIGNMENT
