@@ -38,7 +38,7 @@ from asyncprop.exchange.transfer import copy_of, pack_state, unpack_state
 from asyncprop.exchange.wire import Wire, WireType
 
 BUCKET_BYTES = 1 << 22
-"""Of a message, unless given: gossip then costs 1 to 4 % of a step, with 1 MiB 8 % (results/exchange-gossip_*)."""
+"""Of a message, unless given: gossip then costs 1 to 7 % of a step, with 1 MiB 8 to 10 % (results/exchange-gossip*)."""
 
 PERIOD = 2
 """Updates of a layer from one sending to the next, unless given."""
